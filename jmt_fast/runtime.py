@@ -1,0 +1,70 @@
+"""What this machine will run on: device, precision and compiler, each with the reason for the choice."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+
+import torch
+
+from jmt_fast.errors import JMTError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, the precision of its matrix products, and whether to compile; `reasons` says why, by field name."""
+
+    device: torch.device
+    precision: str
+    compile: bool
+    reasons: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto", compile: bool | None = None) -> Runtime:
+        """Pick what gains on this machine. Raises JMTError for a device that is not there or an unknown precision."""
+        reasons = {}
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            reasons["device"] = "a CUDA device is available" if device == "cuda" else "no CUDA device is available"
+        else:
+            reasons["device"] = "as asked"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise JMTError(f"device {device}: PyTorch finds no CUDA device here; use --device cpu")
+
+        if precision == "auto":
+            precision, reasons["precision"] = _best_precision(device)
+        elif precision not in DTYPES:
+            raise JMTError(f"precision {precision!r} is unknown: choose one of auto, {', '.join(DTYPES)}")
+        else:
+            reasons["precision"] = "as asked"
+
+        if compile is None:
+            compile, reasons["compile"] = _can_compile(device)
+        else:
+            reasons["compile"] = "as asked"
+        return cls(torch.device(device), precision, compile, reasons)
+
+
+def _best_precision(device: str) -> tuple[str, str]:
+    if device.startswith("cuda"):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU multiplies bf16 matrices in hardware"
+        return "fp32", "this GPU has no bf16 units"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return "bf16", "the processor multiplies bf16 matrices (AVX512-BF16 or AMX)"
+    return "fp32", "the processor has no bf16 instructions"
+
+
+def _can_compile(device: str) -> tuple[bool, str]:
+    if device.startswith("cuda"):
+        return True, "TorchInductor with Triton"
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler:
+        return True, f"TorchInductor with {compiler}"
+    return False, "no C++ compiler found: install g++ for a faster CPU path"
