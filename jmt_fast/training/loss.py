@@ -1,0 +1,135 @@
+"""Concordance correlation (Lin, 1989): the metric, the loss, and a streaming form of the metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Below this the series neither differ nor vary: concordance is 0 by definition, and the gradient stays finite.
+_TINY = float(torch.finfo(torch.float32).tiny)
+
+
+def ccc(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Concordance correlation of each dimension, over all but the last axis.
+
+        CCC = 2 cov(x, y) / (var x + var y + (mean x - mean y)^2)
+
+    with population (1/n) statistics. Accumulated in float64 around a pivot, so an offset common to all values costs
+    nothing. A constant series, or fewer than two valid elements, gives 0; its gradient is finite.
+
+    Args:
+        prediction: (..., D), any floating dtype.
+        target: the same shape.
+        valid: bool (...), true where an element counts. The others may be NaN or infinite, and get gradient 0.
+
+    Returns:
+        (D,) in the prediction's dtype, at least float32. A valid element that is not finite makes it NaN.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    if prediction.shape != target.shape or prediction.ndim < 1:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape")
+    if valid is not None and valid.shape != prediction.shape[:-1]:
+        raise ValueError(f"valid {tuple(valid.shape)} must have the shape {tuple(prediction.shape[:-1])}")
+    dimensions = prediction.shape[-1]
+    x = prediction.reshape(-1, dimensions).double()
+    y = target.reshape(-1, dimensions).double()
+    if valid is None:
+        mask = torch.ones_like(x[:, :1], dtype=torch.bool)
+    else:
+        mask = valid.reshape(-1, 1).bool()
+    x, y = x.masked_fill(~mask, 0), y.masked_fill(~mask, 0)
+    count = mask.sum().clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return values.masked_fill(~mask, 0).sum(0) / count
+
+    def centred(values: Tensor) -> Tensor:
+        pivoted = values - _first(values, mask).detach()  # makes a constant series exactly zero
+        return pivoted - mean(pivoted)
+
+    dx, dy = centred(x), centred(y)
+    spread = mean(dx * dx) + mean(dy * dy) + mean(x - y).square()
+    still = spread <= _TINY  # false for NaN, which must show
+    value = 2 * mean(dx * dy) / spread.masked_fill(still, 1)
+    return value.to(torch.promote_types(prediction.dtype, torch.float32))
+
+
+def _first(values: Tensor, mask: Tensor) -> Tensor:
+    """The first row of (n, D) where mask (n, 1) holds, without asking the device; 0 where there is no row at all."""
+    if not len(values):
+        return values.new_zeros(values.shape[1])
+    return values.index_select(0, mask.to(torch.uint8).argmax(0))[0]
+
+
+def ccc_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Sum over the dimensions of 1 - CCC: a scalar, 0 at perfect agreement. Arguments as for `ccc`."""
+    return (1 - ccc(prediction, target, valid)).sum()
+
+
+@dataclass
+class StreamingCCC:
+    """CCC of two series that arrive in pieces, in float64: update with rows, merge with another one, read the value.
+
+    Keeps count, means and centred second moments of each dimension, combined by the pairwise update of Chan, Golub and
+    LeVeque (1979), so the result depends neither on an offset nor (beyond rounding) on how the rows were split.
+    """
+
+    dimensions: int = 2
+    count: int = 0
+    mean: np.ndarray = field(init=False)  # (2, D): prediction, target
+    square: np.ndarray = field(init=False)  # (2, D): sums of squared deviations
+    cross: np.ndarray = field(init=False)  # (D,): sum of products of deviations
+
+    def __post_init__(self) -> None:
+        self.mean = np.zeros((2, self.dimensions))
+        self.square = np.zeros((2, self.dimensions))
+        self.cross = np.zeros(self.dimensions)
+
+    def update(self, prediction: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Take in rows (..., D), of which those where bool `valid` (...) holds count."""
+        x, y = np.asarray(prediction, np.float64), np.asarray(target, np.float64)
+        if x.shape != y.shape or x.shape[-1:] != (self.dimensions,):
+            raise ValueError(f"prediction {x.shape} and target {y.shape} must have one shape (..., {self.dimensions})")
+        if valid is None:
+            x, y = x.reshape(-1, self.dimensions), y.reshape(-1, self.dimensions)
+        else:
+            if np.shape(valid) != x.shape[:-1]:
+                raise ValueError(f"valid {np.shape(valid)} must have the shape {x.shape[:-1]}")
+            x, y = x[np.asarray(valid, bool)], y[np.asarray(valid, bool)]
+        if not len(x):
+            return
+        rows = np.stack([x, y])  # (2, n, D)
+        pivot = rows[:, :1]
+        piece = StreamingCCC(self.dimensions, count=len(x))
+        piece.mean = (pivot + (rows - pivot).mean(1, keepdims=True))[:, 0]  # exact for a constant series
+        deviation = rows - piece.mean[:, None]
+        piece.square = (deviation**2).sum(1)
+        piece.cross = (deviation[0] * deviation[1]).sum(0)
+        self.merge(piece)
+
+    def merge(self, other: StreamingCCC) -> None:
+        """Take in all rows that `other` has seen."""
+        if other.dimensions != self.dimensions:
+            raise ValueError(f"other has {other.dimensions} dimensions, this one {self.dimensions}")
+        if not other.count:
+            return
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        weight = self.count * other.count / count
+        self.square = self.square + other.square + weight * shift**2
+        self.cross = self.cross + other.cross + weight * shift[0] * shift[1]
+        self.mean = self.mean + shift * (other.count / count)
+        self.count = count
+
+    def value(self) -> np.ndarray:
+        """CCC so far: float64 (D,); 0 for a constant series and for fewer than two rows."""
+        if not self.count:
+            return np.zeros(self.dimensions)
+        spread = self.square.sum(0) / self.count + (self.mean[0] - self.mean[1]) ** 2
+        still = spread <= _TINY
+        return 2 * self.cross / self.count / np.where(still, 1, spread)
