@@ -1,0 +1,5 @@
+"""From frames and samples to the networks' inputs: one DALI graph, the same on a CPU and on a GPU."""
+
+from jmt_fast.data.graph.clips import ClipGraph
+
+__all__ = ["ClipGraph"]

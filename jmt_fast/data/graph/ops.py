@@ -1,0 +1,107 @@
+"""The definition of the DALI graph. Every pipeline, on a CPU or a GPU, decoding or fed, is made of these functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn
+from nvidia.dali.types import DALIDataType, DALIInterpType
+
+from jmt_fast.config import FrameConfig, SpectrogramConfig
+
+
+def build(define: Callable[[], Any], device: torch.device, threads: int, batch: int, depth: int = 1) -> Pipeline:
+    """A built pipeline whose one output is what `define()` returns.
+
+    The dynamic executor gives every output its own reference-counted memory, so that a tensor taken from it without
+    a copy is not overwritten by later runs.
+    """
+    index = None
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+    pipeline = Pipeline(batch, threads, index, prefetch_queue_depth=depth, exec_dynamic=True)
+    with pipeline:
+        pipeline.set_outputs(define())
+    pipeline.build()
+    return pipeline
+
+
+def fed(name: str, dtype: DALIDataType, ndim: int, layout: str | None = None, copy: bool = True) -> Any:
+    """A batch that the caller feeds from host memory by `name`."""
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim, layout=layout, no_copy=not copy)
+
+
+@lru_cache(maxsize=4096)
+def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) after resizing the shorter side to `shorter`; the other side is rounded to nearest, halves up."""
+    short = min(height, width)
+    return (2 * height * shorter + short) // (2 * short), (2 * width * shorter + short) // (2 * short)
+
+
+def crop_region(size: tuple[int, int], shorter: int, crop: int, x: float, y: float) -> tuple[list[float], list[float]]:
+    """Start and end (row, column), in pixels of a source of `size` (height, width), of the part that becomes the crop.
+
+    `x` and `y` in [0, 1] place the crop between the left (top) and the right (bottom) edge of the resized frame, on
+    whole pixels of it.
+    """
+    height, width = size
+    tall, wide = resized_size(height, width, shorter)
+    top, left = int(y * (tall - crop) + 0.5), int(x * (wide - crop) + 0.5)
+    rows, columns = height / tall, width / wide
+    return [top * rows, left * columns], [(top + crop) * rows, (left + crop) * columns]
+
+
+def resize(frames: Any, size: Any, start: Any, end: Any) -> Any:
+    """The part of (H, W, 3) uint8 frames between `start` and `end` resampled to `size`, uint8, rounded.
+
+    Linear with antialiasing (a triangle as wide as the source step where it shrinks), in two passes. Pixels outside
+    the part but inside the frame are read by the filter, so that resampling a part gives the same pixels as resampling
+    the frame and cropping, at a fraction of the work. At the frame's edge the edge pixels are repeated.
+    """
+    linear = DALIInterpType.INTERP_LINEAR
+    return fn.resize(frames, size=size, roi_start=start, roi_end=end, interp_type=linear, antialias=True)
+
+
+def normalise(frames: Any, config: FrameConfig, mirror: Any = 0) -> Any:
+    """(H, W, 3) uint8 -> (3, H, W) float32, mirrored left to right where `mirror` is 1, (x / 255 - mean) / std."""
+    return fn.crop_mirror_normalize(
+        frames,
+        mirror=mirror,
+        mean=[255 * value for value in config.mean],
+        std=[255 * value for value in config.std],
+        output_layout="CHW",
+        dtype=DALIDataType.FLOAT,
+    )
+
+
+def log_mel(samples: Any, config: SpectrogramConfig) -> Any:
+    """(samples,) float32 in [-1, 1] -> (mels, columns) float32: the log-mel spectrogram of `SpectrogramConfig`.
+
+    DALI's own Hann window is sampled half a step off the periodic one, which is why it is passed.
+    """
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
+    power = fn.spectrogram(
+        samples,
+        nfft=config.n_fft,
+        window_length=config.window,
+        window_step=config.hop,
+        window_fn=hann.tolist(),
+        power=2,
+        center_windows=True,
+        reflect_padding=True,
+    )
+    mel = fn.mel_filter_bank(
+        power,
+        nfilter=config.mels,
+        sample_rate=config.sample_rate,
+        freq_low=0.0,
+        freq_high=config.high_hz,
+        mel_formula="htk",
+        normalize=False,
+    )
+    decibels = fn.to_decibels(mel, multiplier=10.0, reference=1.0, cutoff_db=config.floor_db)
+    return (decibels - config.mean_db) / config.std_db
