@@ -1,0 +1,3 @@
+from jmt_fast.cli import main
+
+main()

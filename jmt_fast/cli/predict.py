@@ -1,0 +1,87 @@
+"""`probe` and `predict`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jmt_fast.cli import app
+from jmt_fast.cli.options import CompileOption, Device, Json, Precision, PrecisionOption, Stride, runtime
+
+
+class Format(StrEnum):
+    parquet = "parquet"
+    csv = "csv"
+
+
+@app.command()
+def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Json = False) -> None:
+    """Say what is in a video file: streams, frames, rate, rotation, sound."""
+    from jmt_fast import media
+    from jmt_fast.cli import show
+
+    info = media.probe(video)
+    facts = {
+        "path": str(video), "container": info.container, "codec": info.codec, "pixel_format": info.pixel_format,
+        "width": info.width, "height": info.height, "rotation": info.rotation, "frames": info.frames, "fps": round(info.fps, 4),
+        "constant_rate": info.constant_rate, "start": float(info.timestamps[0]), "end": float(info.timestamps[-1]),
+        "audio": None if info.audio is None else vars(info.audio),
+    }
+    if json:
+        show.as_json(facts | {"timestamps": info.timestamps.tolist()})
+        return
+    audio = info.audio
+    facts["audio"] = "none" if audio is None else (
+        f"{audio.codec}, {audio.channels} channels, {audio.rate} Hz, {audio.duration:.2f} s from {audio.offset:.3f} s"
+    )
+    show.table(str(video), ("field", "value"), [(key, str(value)) for key, value in facts.items() if key != "path"], left=2)
+
+
+@app.command()
+def predict(
+    videos: Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")],
+    checkpoint: Annotated[Path, typer.Option(help="Folder that `train` or `demo` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for one file a video.")],
+    format: Annotated[Format, typer.Option(help="Of the files.")] = Format.parquet,
+    stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between predictions.")] = Stride.eight,
+    smooth: Annotated[str | None, typer.Option(help="Frames to smooth valence and arousal over, e.g. 20,50.")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Write a PNG beside each trace.")] = False,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    compile: CompileOption = None,
+) -> None:
+    """Predict valence and arousal over time for each video: one row a frame."""
+    windows = _windows(smooth)
+    from jmt_fast.cli import show
+    from jmt_fast.inference import Predictor, predict_files
+    from jmt_fast.models import Checkpoint
+
+    predictor = Predictor(Checkpoint.load(checkpoint), runtime(device, precision, compile))
+    failed = 0
+    with show.bar("Predicting") as progress:
+        for outcome in predict_files(predictor, videos, out, format.value, int(stride), windows, progress):
+            if outcome.trace is None:
+                failed += 1
+                print(f"error: {outcome.error}", file=sys.stderr)
+                continue
+            for line in outcome.trace.warnings:
+                print(f"warning: {line}", file=sys.stderr)
+            if plot:
+                outcome.trace.plot().savefig(outcome.output.with_suffix(".png"), dpi=120)
+            print(outcome.output)
+    if failed:
+        print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)
+        raise typer.Exit(1 if failed == len(videos) else 3)
+
+
+def _windows(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r}: two numbers of frames expected, e.g. 20,50", param_hint="--smooth")
+    return int(parts[0]), int(parts[1])

@@ -1,0 +1,43 @@
+"""What people see: progress bars on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(soft_wrap=False)
+err = Console(stderr=True)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[..., None]]:
+    """A progress bar; gives `progress(done, total, note="")`. Silent where stderr is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"))
+    with Progress(*columns, console=err, disable=not err.is_terminal) as shown:
+        task = shown.add_task(title, total=None, note="")
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            shown.update(task, completed=done, total=total, note=note)
+
+        yield progress
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> None:
+    """Print a table; the first `left` columns are text, the others numbers, which are right-aligned."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        shown.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    out.print(shown)
+
+
+def as_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))

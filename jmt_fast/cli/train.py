@@ -1,0 +1,264 @@
+"""`synth`, `features`, `train` and `evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from jmt_fast.cli import app
+from jmt_fast.cli.options import (
+    BackbonesOption,
+    CompileOption,
+    Data,
+    Device,
+    FeaturePreset,
+    Json,
+    Precision,
+    PrecisionOption,
+    Split,
+    Store,
+    Stride,
+    given,
+    runtime,
+)
+from jmt_fast.errors import JMTError
+
+if TYPE_CHECKING:
+    from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
+    from jmt_fast.errors import MediaError
+    from jmt_fast.models import Backbones
+
+BASELINES = ("audio", "visual", "concat", "cross_attention")
+
+
+class Stage(StrEnum):
+    fusion = "fusion"
+    visual = "visual"
+    audio = "audio"
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Folder for the data set.")],
+    videos: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same data.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Width and height in pixels.")] = 160,
+    fps: Annotated[int, typer.Option(min=1, help="Frames per second.")] = 30,
+) -> None:
+    """Make synthetic talking-face videos with annotations in Aff-Wild2's format."""
+    from jmt_fast.cli import show
+    from jmt_fast.data.synthetic import synthesise
+
+    with show.bar("Rendering videos") as progress:
+        recordings = synthesise(out, videos, seconds, seed, size=size, fps=fps, progress=progress)
+    print(f"{len(recordings)} synthetic videos; manifest: {out / 'manifest.csv'}")
+
+
+@app.command()
+def features(
+    data: Data,
+    store: Annotated[Path, typer.Option(help="Folder of the feature store.")],
+    backbones: BackbonesOption = "pretrained",
+    preset: FeaturePreset = "paper",
+    stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between clips.")] = Stride.four,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    compile: CompileOption = None,
+) -> None:
+    """Extract the features of a collection into a store; a run that was interrupted goes on where it was."""
+    from jmt_fast.cli import show
+    from jmt_fast.data import load
+    from jmt_fast.features import Extractor, extract_all
+    from jmt_fast.training.experiment import open_store
+
+    recordings = load(data)
+    config, networks = _backbones(backbones, preset)
+    machine = runtime(device, precision, compile)
+    opened = open_store(store, config, networks, int(stride), machine)
+    with show.bar("Extracting features") as progress:
+        failed = extract_all(lambda: Extractor(config, networks, machine), opened, recordings, progress)
+    print(f"features of {len(recordings) - len(failed)} videos in {opened.folder}")
+    _finish(failed, len(recordings))
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, metrics.jsonl and the state to resume from.")],
+    stage: Annotated[Stage, typer.Argument(help="What to train: the fusion, or a backbone before it.")] = Stage.fusion,
+    backbones: BackbonesOption = "pretrained",
+    preset: FeaturePreset = "paper",
+    model: Annotated[str, typer.Option(help="jmt, literal, abaw6, audio, visual, concat or cross_attention.")] = "jmt",
+    set: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE of the model's or the training's configuration.")] = None,
+    store: Store = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="the paper's")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences (fusion, audio) or clips (visual) a step.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between the store's clips.")] = Stride.four,
+    seed: Annotated[int, typer.Option(help="Of initialisation and order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch in --out.")] = False,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    compile: CompileOption = None,
+) -> None:
+    """Train the fusion (or a backbone) on a labelled collection."""
+    from jmt_fast.config import FusionTraining, VisualTraining
+    from jmt_fast.data import load
+    from jmt_fast.training import AudioTraining
+
+    options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
+    machine = runtime(device, precision, compile)
+    recordings = load(data)
+    config, networks = _backbones(backbones, preset)
+    store = store or out / "features"
+    if stage is Stage.visual:
+        _train_visual(out, recordings, config, networks, _configure([VisualTraining], [options], set)[0], machine)
+    elif stage is Stage.audio:
+        _train_audio(out, recordings, config, networks, _configure([AudioTraining], [options], set)[0], store, int(stride), machine)
+    else:
+        from jmt_fast.config import JMTConfig
+
+        try:
+            start = {"fusion": model} if model in BASELINES else JMTConfig.preset(model).model_dump()
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--model") from error
+        chosen, training = _configure([JMTConfig, FusionTraining], [start, options | {"stride": int(stride)}], set)
+        _train_fusion(out, recordings, config, networks, chosen, training, store, machine, resume)
+
+
+def _train_visual(out, recordings, config, networks, training, machine) -> None:  # type: ignore[no-untyped-def]
+    from jmt_fast.cli import show
+    from jmt_fast.models import save_backbones_folder
+    from jmt_fast.training import fit_visual
+
+    splits = {name: [each for each in recordings if each.split == name and each.annotation] for name in ("train", "validation")}
+    with show.bar("Training the visual backbone") as progress:
+        result = fit_visual(networks.visual, config.frames, splits["train"], splits["validation"], training, machine,
+                            out=out, progress=progress)
+    save_backbones_folder(networks, config, out)
+    _report(out, result)
+
+
+def _train_audio(out, recordings, config, networks, training, store, stride, machine) -> None:  # type: ignore[no-untyped-def]
+    from jmt_fast.cli import show
+    from jmt_fast.models import save_backbones_folder
+    from jmt_fast.training import fit_audio_gru
+    from jmt_fast.training.experiment import labelled_videos, open_store
+
+    with show.bar("Extracting features") as progress:
+        labelled = labelled_videos(recordings, open_store(store, config, networks, stride, machine), networks, machine, progress)
+    with show.bar("Training the GRU") as progress:
+        result = fit_audio_gru(networks.audio, labelled.split("train"), labelled.split("validation"), training, machine,
+                               progress=progress)
+    save_backbones_folder(networks, config, out)
+    _report(out, result)
+    _finish(labelled.failed, len(recordings))
+
+
+def _train_fusion(out, recordings, config, networks, model, training, store, machine, resume) -> None:  # type: ignore[no-untyped-def]
+    from jmt_fast.cli import show
+    from jmt_fast.training.experiment import labelled_videos, open_store, train_fusion
+
+    opened = open_store(store, config, networks, training.stride, machine)
+    with show.bar("Extracting features") as progress:
+        labelled = labelled_videos(recordings, opened, networks, machine, progress)
+    with show.bar("Training the fusion") as progress:
+        result = train_fusion(out, labelled, model, training, networks, config, machine, resume, progress)
+    _report(out, result)
+    _finish(labelled.failed, len(recordings))
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    checkpoint: Annotated[Path, typer.Option(help="Folder that `train` or `demo` wrote.")],
+    split: Annotated[Split, typer.Option(help="Of the collection.")] = Split.validation,
+    store: Store = None,
+    stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between predictions.")] = Stride.four,
+    json: Json = False,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.auto,
+    compile: CompileOption = None,
+) -> None:
+    """CCC of a checkpoint on a split: pooled over all labelled frames, and per video."""
+    from jmt_fast.cli import show
+    from jmt_fast.data import load
+    from jmt_fast.models import Checkpoint
+    from jmt_fast.training import evaluate as evaluation
+    from jmt_fast.training.experiment import labelled_videos, open_store
+
+    loaded = Checkpoint.load(checkpoint)
+    machine = runtime(device, precision, compile)
+    recordings = [each for each in load(data) if each.split == split.value]
+    opened = open_store(store or checkpoint / "features", loaded.features, loaded.backbones, int(stride), machine)
+    with show.bar("Extracting features") as progress:
+        labelled = labelled_videos(recordings, opened, loaded.backbones, machine, progress)
+    result = evaluation(loaded.fusion, loaded.backbones.audio, labelled.split(split.value))
+    rows = [(name, *(float(value) for value in pair)) for name, pair in sorted(result.per_video.items())]
+    pooled = [float(value) for value in result.pooled]
+    if json:
+        show.as_json({"split": split.value, "pooled": dict(zip(("valence", "arousal"), pooled, strict=True)),
+                      "per_video": {name: {"valence": v, "arousal": a} for name, v, a in rows},
+                      "failed": {name: str(error) for name, error in labelled.failed.items()}})
+    else:
+        body = [*rows, ("pooled", *pooled)]
+        show.table(f"CCC on the {split.value} split", ("video", "valence", "arousal", "mean"),
+                   [(name, v, a, (v + a) / 2) for name, v, a in body])
+    _finish(labelled.failed, len(recordings))
+
+
+def _backbones(weights: str, preset: str) -> tuple[FeatureConfig, Backbones]:
+    """The feature configuration and the backbones; a folder brings its own configuration."""
+    from jmt_fast.config import FeatureConfig
+    from jmt_fast.models import load_backbones
+    from jmt_fast.models.checkpoint import load_feature_config
+
+    try:
+        chosen = FeatureConfig.preset(preset)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--preset") from error
+    config = chosen if weights in ("pretrained", "random") else load_feature_config(Path(weights))
+    return config, load_backbones(config, weights)
+
+
+def _configure(kinds: list[type], starts: list[dict[str, Any]], changes: list[str] | None) -> list[Any]:
+    """Configurations from their starts and FIELD=VALUE changes, each of which goes to the kind that has the field."""
+    for change in changes or []:
+        name, found, value = change.partition("=")
+        owner = next((start for kind, start in zip(kinds, starts, strict=True) if name in kind.model_fields), None)  # type: ignore[attr-defined]
+        if not found or owner is None:
+            fields = ", ".join(field for kind in kinds for field in kind.model_fields)  # type: ignore[attr-defined]
+            raise typer.BadParameter(f"{change!r}: FIELD=VALUE expected, with a field of: {fields}", param_hint="--set")
+        owner[name] = value
+    try:
+        return [kind(**start) for kind, start in zip(kinds, starts, strict=True)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        raise typer.BadParameter(f"{where}: {first['msg']}") from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _report(out: Path, result: Any) -> None:
+    valence, arousal = (float(value) for value in result.best_ccc)
+    print(f"best epoch {result.best_epoch}: validation CCC valence {valence:.3f}, arousal {arousal:.3f}, "
+          f"mean {(valence + arousal) / 2:.3f}; written to {out}")
+
+
+def _finish(failed: dict[str, MediaError], total: int) -> None:
+    """List what failed; exit 3 when some inputs did, 1 when all."""
+    for error in failed.values():
+        print(f"error: {error}", file=sys.stderr)
+    if failed:
+        if len(failed) == total:
+            raise JMTError(f"none of the {total} videos can be used")
+        print(f"{len(failed)} of {total} videos failed", file=sys.stderr)
+        raise typer.Exit(3)

@@ -1,0 +1,126 @@
+"""From a recording to the two CNN features of each of its clips, in blocks, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from jmt_fast.config import CLIP_FRAMES, FeatureConfig
+from jmt_fast.data.graph import ClipGraph
+from jmt_fast.data.recording import OpenRecording
+from jmt_fast.data.windows import clip_frames, clip_times
+from jmt_fast.errors import MediaError
+from jmt_fast.features.frames import FrameSource
+from jmt_fast.features.store import VideoFeatures
+from jmt_fast.models import Backbones, fast_inference
+from jmt_fast.runtime import Runtime
+
+CLIPS_PER_BLOCK = 32  # the float32 frames of such a block take 45 MB at 224 x 224 and a stride of 8
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive clips: `first` is the index of the first, `times` float64 (n,) seconds, features float32 (n, D)."""
+
+    first: int
+    times: np.ndarray
+    visual: torch.Tensor
+    audio: torch.Tensor
+
+
+class Extractor:
+    """Frozen backbones behind the media graph. One instance serves any number of recordings."""
+
+    def __init__(self, config: FeatureConfig, backbones: Backbones, runtime: Runtime, batch: int | None = None) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.batch = batch or (32 if runtime.device.type == "cuda" else 4)
+        self.graph = ClipGraph(config.frames, config.sound, runtime.device)
+        crop, sound = config.frames.crop, config.sound
+        clips = torch.randn(self.batch, 3, CLIP_FRAMES, crop, crop, device=runtime.device)
+        spectrograms = torch.randn(self.batch, 1, sound.mels, sound.columns, device=runtime.device)
+        self.visual = fast_inference(backbones.visual, clips, runtime)
+        self.audio = fast_inference(backbones.audio, spectrograms, runtime)
+
+    def stream(self, recording: OpenRecording, stride: int) -> ClipStream:
+        return ClipStream(self, recording, stride)
+
+    def extract(self, recording: OpenRecording, stride: int, progress: Progress | None = None) -> VideoFeatures:
+        """All clips of one recording, features (N, D) in the runtime's precision on the CPU.
+
+        Raises MediaError when nothing decodes.
+        """
+        stream = self.stream(recording, stride)
+        blocks = []
+        for block in stream:
+            blocks.append(block)
+            if progress:
+                progress(block.first + len(block.times), stream.clips)
+        return VideoFeatures(
+            name=recording.recording.name,
+            stride=stride,
+            times=np.concatenate([block.times for block in blocks]),
+            visual=torch.cat([block.visual for block in blocks]).to("cpu", self.runtime.dtype),
+            audio=torch.cat([block.audio for block in blocks]).to("cpu", self.runtime.dtype),
+            timestamps=stream.timestamps,
+            face=stream.face(),
+        )
+
+
+class ClipStream:
+    """Iterates over the blocks of one recording, in the order of their times.
+
+    `timestamps` float64 (F,) are the recording's, less those of frames that its stream turned out not to have;
+    `clips` is the number of clips that they make.
+    """
+
+    def __init__(self, extractor: Extractor, recording: OpenRecording, stride: int) -> None:
+        self._extractor = extractor
+        self._recording = recording
+        self._stride = stride
+        self._plan(recording.timestamps)
+        self._wanted = np.unique(self._frames)
+        self._source = FrameSource(recording, self._wanted, extractor.graph)
+
+    def _plan(self, timestamps: np.ndarray) -> None:
+        self.timestamps = timestamps
+        self._times = clip_times(timestamps, self._stride)
+        self._frames = clip_frames(timestamps, self._times)
+
+    @property
+    def clips(self) -> int:
+        return len(self._times)
+
+    @property
+    def lost(self) -> int:
+        """Frames that the file's index promises and its stream does not have."""
+        return len(self._recording.timestamps) - len(self.timestamps) + len(self._source.missing)
+
+    def face(self) -> np.ndarray:
+        """bool (F,): the frame was there. A frame between two sampled ones follows the earlier one."""
+        there = np.ones(len(self.timestamps), bool)
+        for index in self._source.missing:
+            following = self._wanted[np.searchsorted(self._wanted, index, "right") :]
+            there[index : following[0] if len(following) else None] = False
+        return there
+
+    def __iter__(self) -> Iterator[Block]:
+        config = self._extractor.config
+        sound = self._recording.sound(config.sound.sample_rate)
+        first = 0
+        while first < len(self._times):
+            clips = self._source.clips(self._frames[first : first + CLIPS_PER_BLOCK])
+            if self._source.ended is not None and self._source.ended < len(self.timestamps):
+                if not self._source.ended:
+                    raise MediaError(f"{self._recording.recording.video}: no frame can be decoded; convert or replace the file")
+                self._plan(self.timestamps[: self._source.ended])
+                continue
+            times = self._times[first : first + CLIPS_PER_BLOCK]
+            windows = np.stack([sound.window(time, config.sound.samples) for time in times])
+            spectrograms = self._extractor.graph.spectrograms(windows)
+            yield Block(first, times, self._extractor.visual(clips), self._extractor.audio(spectrograms))
+            first += len(times)

@@ -1,0 +1,84 @@
+"""The frames of a recording, each decoded and prepared once, handed out as clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+
+from jmt_fast.data.graph import ClipGraph
+from jmt_fast.data.recording import OpenRecording
+
+CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
+BLACK = np.zeros((16, 16, 3), np.uint8)
+Chunk = list[tuple[int, np.ndarray | None]]
+
+
+class FrameSource:
+    """Clips in the order of their times from one pass over the stream; only frames still needed are kept.
+
+    `wanted` int64 (W,), sorted: every frame index that will be asked for. `missing` collects the indices of frames that
+    could not be had, which are black. `ended` is None, or the number of frames when the stream was shorter than its
+    index says.
+    """
+
+    def __init__(self, recording: OpenRecording, wanted: np.ndarray, graph: ClipGraph) -> None:
+        self.missing: list[int] = []
+        self.ended: int | None = None
+        self._wanted = wanted
+        self._graph = graph
+        self._ready: dict[int, torch.Tensor] = {}  # frame index -> (3, crop, crop), in increasing order
+        self._chunks = _ahead(_chunks(recording.frames(wanted)))
+        self._next = 0  # position in `wanted` of the first frame that is not ready
+
+    def clips(self, rows: np.ndarray) -> torch.Tensor:
+        """Frame indices (n, 8) -> float32 (n, 3, 8, crop, crop) on the graph's device. Later calls never go back.
+
+        Empty when the stream has no frame at all.
+        """
+        for index in [index for index in self._ready if index < rows.min() and len(self._ready) > 1]:
+            del self._ready[index]
+        while self.ended is None and self._next < len(self._wanted) and self._wanted[self._next] <= rows.max():
+            self._pull()
+        if not self._ready:
+            return torch.empty(0)
+        frames = torch.stack([self._frame(int(index)) for index in rows.ravel()])
+        return frames.unflatten(0, rows.shape).transpose(1, 2)
+
+    def _frame(self, index: int) -> torch.Tensor:
+        if index not in self._ready:  # only where the stream ended early and its last clip moved off the grid
+            index = max((ready for ready in self._ready if ready <= index), default=min(self._ready))
+        return self._ready[index]
+
+    def _pull(self) -> None:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self.ended = int(self._wanted[self._next - 1]) + 1 if self._next else 0
+            return
+        filled: Chunk = []
+        for index, frame in chunk:
+            while self._wanted[self._next] < index:  # lost inside the stream
+                filled.append((int(self._wanted[self._next]), None))
+                self._next += 1
+            filled.append((index, frame))
+            self._next += 1
+        self.missing += [index for index, frame in filled if frame is None]
+        [tensors] = self._graph.frames([[BLACK if frame is None else frame for _, frame in filled]])
+        self._ready.update(zip((index for index, _ in filled), tensors, strict=True))
+
+
+def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:
+    while chunk := list(islice(frames, CHUNK)):
+        yield chunk
+
+
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Decode the next chunk in a thread of its own while the networks work on the last one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+        future = pool.submit(next, chunks, None)
+        while (chunk := future.result()) is not None:
+            future = pool.submit(next, chunks, None)
+            yield chunk

@@ -1,0 +1,147 @@
+"""The feature store: the two CNN features of every clip, on disk, one file a video under a key of all that changes them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from jmt_fast.config import Config, FeatureConfig
+from jmt_fast.data import Recording
+from jmt_fast.errors import DataError
+from jmt_fast.models import Backbones
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """The clips of one video, in the order of their times.
+
+    `times` float64 (N,): the end of each clip, seconds on the video's clock. `visual`, `audio` (N, D): CNN features, the
+    audio ones before the GRU. `timestamps` float64 (F,): the frames' presentation times, seconds. `face` bool (F,): the
+    frame was there (and, with face detection, a face on it). `stride`: thirtieths of a second between clips.
+    """
+
+    name: str
+    stride: int
+    times: np.ndarray
+    visual: torch.Tensor
+    audio: torch.Tensor
+    timestamps: np.ndarray
+    face: np.ndarray
+
+
+class StoreKey(Config):
+    """Everything that changes a feature of a given source file."""
+
+    features: FeatureConfig
+    weights: str  # digest of the two CNNs; the GRU runs on reading and does not count
+    stride: Literal[1, 2, 4, 8, 16, 32]
+    precision: str
+    format: int = 1  # raise when the arithmetic between file and feature changes
+
+    @classmethod
+    def of(cls, features: FeatureConfig, backbones: Backbones, stride: int, precision: str) -> StoreKey:
+        return cls(features=features, weights=backbones.feature_digest(), stride=stride, precision=precision)  # type: ignore[arg-type]
+
+
+def fingerprint(recording: Recording) -> str:
+    """Size and modification time of the files that a video's features come from."""
+    facts = []
+    for path in (recording.video, recording.sound, recording.crops):
+        if path is not None:
+            stat = path.stat()
+            facts.append(f"{stat.st_size}:{stat.st_mtime_ns}")
+    return ",".join(facts)
+
+
+class FeatureStore:
+    """`root/<key digest>/`: `key.json` and one safetensors file a video, each written whole or not at all.
+
+    A run that is interrupted keeps every video it had finished; a run with another key writes beside, not over.
+    """
+
+    def __init__(self, root: str | Path, key: StoreKey) -> None:
+        self.key = key
+        self.folder = Path(root) / key.digest()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(self.folder / "key.json", json.dumps(key.model_dump(mode="json"), indent=1).encode())
+        except OSError as error:
+            raise DataError(f"{root}: the feature store cannot be written: {error.strerror}; pass another --store") from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{quote(name, safe='')}.safetensors"
+
+    def names(self) -> list[str]:
+        return sorted(unquote(path.stem) for path in self.folder.glob("*.safetensors"))
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).is_file()
+
+    def has(self, recording: Recording) -> bool:
+        """True when the features of this recording are here and its files have not changed since."""
+        if recording.name not in self:
+            return False
+        with self._open(recording.name) as file:
+            return file.metadata().get("source") == fingerprint(recording)
+
+    def _open(self, name: str) -> safe_open:
+        path = self._path(name)
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: the features of {name} cannot be read ({error}); delete the file and run again") from error
+
+    def read(self, name: str) -> VideoFeatures:
+        """Features of one video, memory-mapped. Raises DataError when they are missing or damaged."""
+        if name not in self:
+            raise DataError(f"{self.folder}: no features of {name}; run `jmt-fast features` with the same settings first")
+        with self._open(name) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return VideoFeatures(
+            name=name, stride=self.key.stride, times=tensors["times"].numpy(), visual=tensors["visual"],
+            audio=tensors["audio"], timestamps=tensors["timestamps"].numpy(), face=tensors["face"].numpy(),
+        )
+
+    def write(self, video: VideoFeatures, source: str = "") -> None:
+        """Put one video's features on disk: all of them, or, when the disk is full, nothing."""
+        data = save(
+            {
+                "times": torch.from_numpy(video.times), "visual": video.visual.contiguous(),
+                "audio": video.audio.contiguous(), "timestamps": torch.from_numpy(video.timestamps),
+                "face": torch.from_numpy(video.face),
+            },
+            metadata={"source": source},
+        )
+        path = self._path(video.name)
+        try:
+            _write_whole(path, data)
+        except OSError as error:
+            remedy = "free some space and run again: finished videos are kept" if error.errno == errno.ENOSPC else "check the folder"
+            raise DataError(f"{path}: the features of {video.name} cannot be written: {error.strerror}; {remedy}") from error
+
+    def read_all(self, names: Iterable[str]) -> list[VideoFeatures]:
+        return [self.read(name) for name in names]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A reader sees the old file or the new one, never a part, whatever interrupts the writing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

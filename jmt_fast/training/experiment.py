@@ -1,0 +1,89 @@
+"""From a collection on disk to a checkpoint on disk: features into the store, labels beside them, training, weights out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
+from jmt_fast.data import OpenRecording, Recording
+from jmt_fast.errors import CheckpointError, DataError, MediaError
+from jmt_fast.features import Extractor, FeatureStore, StoreKey, extract_all
+from jmt_fast.models import JMT, Backbones, Checkpoint
+from jmt_fast.runtime import Runtime
+from jmt_fast.training import FitResult, LabelledVideo, fit_fusion
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled videos of each split, and the recordings that could not be used, by name, with the reason."""
+
+    splits: dict[str, list[LabelledVideo]]
+    failed: dict[str, MediaError]
+
+    def split(self, name: str) -> list[LabelledVideo]:
+        if not self.splits.get(name):
+            known = ", ".join(f"{split} ({len(videos)})" for split, videos in self.splits.items()) or "none"
+            raise DataError(f"no usable labelled video in the {name} split (splits: {known}); check the manifest's split column")
+        return self.splits[name]
+
+
+def open_store(root: Path, features: FeatureConfig, backbones: Backbones, stride: int, runtime: Runtime) -> FeatureStore:
+    """The feature store of these backbones and settings under `root`."""
+    return FeatureStore(root, StoreKey.of(features, backbones, stride, runtime.precision))
+
+
+def labelled_videos(
+    recordings: Sequence[Recording],
+    store: FeatureStore,
+    backbones: Backbones,
+    runtime: Runtime,
+    progress: Progress | None = None,
+) -> Labelled:
+    """Extract what the store lacks, then join features with annotations, by split.
+
+    Recordings without an annotation are passed over. A video that cannot be decoded is listed in `failed`; wrong
+    annotations raise DataError.
+    """
+    used = [recording for recording in recordings if recording.annotation is not None]
+    failed = extract_all(lambda: Extractor(store.key.features, backbones, runtime), store, used, progress)
+    splits: dict[str, list[LabelledVideo]] = {}
+    for recording in used:
+        if recording.name not in failed:
+            features = store.read(recording.name)
+            labels = OpenRecording(recording).labels()[: len(features.timestamps)]
+            splits.setdefault(recording.split or "train", []).append(LabelledVideo(features, labels))
+    return Labelled(splits, failed)
+
+
+def train_fusion(
+    out: Path,
+    labelled: Labelled,
+    model: JMTConfig,
+    training: FusionTraining,
+    backbones: Backbones,
+    features: FeatureConfig,
+    runtime: Runtime,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train one fusion model and leave a whole checkpoint in `out`, with `metrics.jsonl` and the state to resume from."""
+    import torch
+
+    torch.manual_seed(training.seed)
+    fusion = JMT(model)
+    result = fit_fusion(fusion, backbones.audio, labelled.split("train"), labelled.split("validation"), training, runtime,
+                        out=out, resume=resume, progress=progress)
+    Checkpoint(fusion, backbones, features).save(out)
+    try:
+        (out / "training.json").write_text(json.dumps({
+            "training": training.model_dump(mode="json"), "precision": runtime.precision, "compile": runtime.compile,
+            "best_epoch": result.best_epoch, "validation_ccc": [float(value) for value in result.best_ccc],
+        }, indent=1))
+    except OSError as error:
+        raise CheckpointError(f"{out}/training.json cannot be written: {error.strerror}; free some space") from error
+    return result
