@@ -179,9 +179,23 @@ class VisualTraining(Config):
 
     lr: float = Field(1e-3, gt=0)
     momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "one_cycle"] = Field("constant", description="one_cycle: warm up to lr, cosine to 0")
     batch: int = Field(8, ge=1)
     epochs: int = Field(50, ge=1)
     patience: int = Field(5, ge=1)
     dropout: float = Field(0.8, ge=0, lt=1)
     stride: Literal[1, 2, 4, 8, 16, 32] = 32
+    label: Literal["end", "mean"] = "end"
+    label_lag: float = 0.0  # seconds
+    seed: int = 0
+
+
+class AudioTraining(Config):
+    """Training of the GRU behind the audio CNN, with Adam. The learning rate and batch are the paper's."""
+
+    lr: float = Field(1e-2, gt=0)
+    batch: int = Field(64, ge=1)
+    epochs: int = Field(50, ge=1)
+    patience: int = Field(5, ge=1)
     seed: int = 0
