@@ -1,1 +1,8 @@
+"""Files in, frames and samples out, each with its exact time."""
 
+from jmt_fast.media.images import ImageFolder, images
+from jmt_fast.media.probe import AudioInfo, MediaInfo, probe
+from jmt_fast.media.sound import SoundReader, audio
+from jmt_fast.media.video import frames, select
+
+__all__ = ["AudioInfo", "ImageFolder", "MediaInfo", "SoundReader", "audio", "frames", "images", "probe", "select"]
