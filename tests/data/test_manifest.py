@@ -46,8 +46,9 @@ def test_optional_columns_and_others(collection: Path) -> None:
     path = csv(collection, "name,comment,video,annotation,split,sound,person,fold,crops\n"
                            f"001,x,{collection}/files/b.mp4,files/b.txt,test,files/b.wav,left,3,crops/b\n")
     files = collection / "files"
+    crops = collection / "crops" / "b"
     assert read_manifest(path) == [
-        Recording("001", files / "b.mp4", files / "b.txt", "test", files / "b.wav", "left", 3, collection / "crops" / "b")]
+        Recording("001", files / "b.mp4", files / "b.txt", "test", files / "b.wav", "left", 3, crops)]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

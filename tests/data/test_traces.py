@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jmt_fast.data import clip_times, smooth, to_frames
@@ -29,6 +29,7 @@ def test_one_clip_covers_all_frames() -> None:
     np.testing.assert_allclose(to_frames([0.0], [[0.5, -0.5]], [-1.0, 0.0, 1.0]), [[0.5, -0.5]] * 3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 25), st.integers(1, 25),
        st.sampled_from(["uniform", "median"]))
 def test_smoothing_matches_a_loop(seed: int, frames: int, valence: int, arousal: int, kind: str) -> None:

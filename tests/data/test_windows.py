@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jmt_fast.config import STRIDES
@@ -45,6 +45,7 @@ def slow_shown(stamps: list[Fraction], at: Fraction) -> int:
     return max((index for index, stamp in enumerate(stamps) if stamp <= at), default=0)
 
 
+@settings(deadline=None)
 @given(recordings(), strides)
 def test_clips_match_the_exact_oracle(stamps: list[Fraction], stride: int) -> None:
     times = slow_times(stamps, stride)
@@ -58,6 +59,7 @@ def test_clips_match_the_exact_oracle(stamps: list[Fraction], stride: int) -> No
     np.testing.assert_array_equal(frames, expected)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), strides, st.integers(1, 20))
 def test_every_clip_lies_in_exactly_one_sequence_of_its_chain(count: int, stride: int, length: int) -> None:
     phases = 32 // stride
@@ -77,6 +79,7 @@ def test_every_clip_lies_in_exactly_one_sequence_of_its_chain(count: int, stride
         np.testing.assert_array_equal(chain, [n for n in range(count) if n % phases == phase])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1500), strides, st.integers(1, 20))
 def test_a_block_of_clips_holds_exactly_its_sequences(count: int, stride: int, length: int) -> None:
     phases = 32 // stride
@@ -88,6 +91,7 @@ def test_a_block_of_clips_holds_exactly_its_sequences(count: int, stride: int, l
         np.testing.assert_array_equal(np.sort(own[own >= 0]), clips)
 
 
+@settings(deadline=None)
 @given(recordings(), strides)
 def test_clips_of_a_chain_lie_32_ticks_apart_except_the_closing_one(stamps: list[Fraction], stride: int) -> None:
     times = clip_times(as_seconds(stamps), stride)
