@@ -1,0 +1,107 @@
+"""Frames become clips once each, in bounded memory, with black where a frame is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from jmt_fast.config import FrameConfig
+from jmt_fast.data import clip_frames, clip_times
+from jmt_fast.data.graph import ClipGraph
+from jmt_fast.features.frames import CHUNK, FrameSource
+
+CONFIG = FrameConfig(resize=32, crop=32)
+
+
+class Frames:
+    """A recording in memory: flat grey frames whose level is their index; some may be lost, the end may be missing."""
+
+    def __init__(self, lost: set[int] | None = None, crops: set[int] | None = None, end: int = 10**9) -> None:
+        self.lost, self.without_face, self.end = lost or set(), crops or set(), end
+        self.given: list[int] = []
+
+    def frames(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:
+        for index in indices.tolist():
+            if index >= self.end:
+                return
+            if index not in self.lost:
+                self.given.append(index)
+                size = 32 if index % 2 else 48  # the size may change within a stream
+                yield index, None if index in self.without_face else np.full((size, size, 3), index % 250, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def graph() -> ClipGraph:
+    return ClipGraph(CONFIG, device="cpu")
+
+
+def level(index: np.ndarray) -> np.ndarray:
+    """What a frame of that grey level becomes in the first channel."""
+    return (index % 250 / 255 - CONFIG.mean[0]) / CONFIG.std[0]
+
+
+def clips(source: FrameSource, rows: np.ndarray, block: int = 5) -> torch.Tensor:
+    return torch.cat([source.clips(rows[start : start + block]) for start in range(0, len(rows), block)])
+
+
+@pytest.mark.parametrize("fps", [12.5, 24, 30, 60])
+@pytest.mark.parametrize("stride", [4, 32])
+def test_each_clip_shows_its_frames(graph: ClipGraph, fps: float, stride: int) -> None:
+    timestamps = 0.4 + np.arange(int(5 * fps)) / fps
+    rows = clip_frames(timestamps, clip_times(timestamps, stride))
+    recording = Frames()
+    source = FrameSource(recording, np.unique(rows), graph)
+    got = clips(source, rows)
+    assert got.shape == (len(rows), 3, 8, 32, 32)
+    assert np.allclose(got[:, 0, :, 7, 9].numpy(), level(rows), atol=1e-5)
+    assert recording.given == np.unique(rows).tolist()  # each frame once, and none that no clip shows
+    assert source.ended is None
+    assert not source.missing
+
+
+def test_only_frames_still_needed_are_kept(graph: ClipGraph) -> None:
+    timestamps = np.arange(3000) / 30
+    rows = clip_frames(timestamps, clip_times(timestamps, 8))
+    source = FrameSource(Frames(), np.unique(rows), graph)
+    kept = []
+    for start in range(0, len(rows), 8):
+        source.clips(rows[start : start + 8])
+        kept.append(len(source._ready))
+    assert max(kept) <= 8 * 2 + 8 + CHUNK  # the frames of a block, its overlap with the one before, the chunk ahead
+
+
+def test_lost_frames_and_missing_faces_are_black(graph: ClipGraph) -> None:
+    timestamps = np.arange(300) / 30
+    rows = clip_frames(timestamps, clip_times(timestamps, 8))
+    lost, faceless = {40, 44, 48, 160}, {80, 84}
+    source = FrameSource(Frames(lost, faceless), np.unique(rows), graph)
+    got = clips(source, rows)[:, :, :, 3, 3].numpy()
+    black = np.isin(rows, [*lost, *faceless])
+    assert black.sum() > 20
+    assert np.allclose(got[:, 0][~black], level(rows)[~black], atol=1e-5)
+    for channel in range(3):
+        assert np.allclose(got[:, channel][black], -CONFIG.mean[channel] / CONFIG.std[channel], atol=1e-5)
+    assert source.missing == sorted(lost | faceless)
+
+
+@pytest.mark.parametrize("end", [1, 15, 17, 100, 298])
+def test_a_stream_that_ends_early_is_noticed(graph: ClipGraph, end: int) -> None:
+    timestamps = np.arange(300) / 30
+    rows = clip_frames(timestamps, clip_times(timestamps, 8))
+    wanted = np.unique(rows)
+    source = FrameSource(Frames(end=end), wanted, graph)
+    first = next(row for row in range(len(rows)) if rows[row].max() >= end)
+    if first:
+        clips(source, rows[:first])
+        assert source.ended is None
+    source.clips(rows[first : first + 1])
+    assert source.ended == wanted[wanted < end].max() + 1
+
+
+def test_a_stream_without_any_frame(graph: ClipGraph) -> None:
+    source = FrameSource(Frames(end=0), np.arange(8), graph)
+    assert not len(source.clips(np.arange(8)[None]))
+    assert source.ended == 0
