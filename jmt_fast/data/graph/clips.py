@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,11 @@ from nvidia.dali.types import DALIDataType
 
 from jmt_fast.config import FrameConfig, SpectrogramConfig
 from jmt_fast.data.graph import ops
+from jmt_fast.data.graph.decode import decoded
 from jmt_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from jmt_fast.media import MediaInfo
 
 BATCH = 256  # samples a run: a call with fewer needs no copy
 BATCH_BYTES = 2**30  # of input a run, which bounds the memory of calls with large frames
@@ -115,6 +119,18 @@ class ClipGraph:
         parts = [self._spectrograms(samples=rows[part]) for part in _parts(rows)]
         return self._joined(parts, (config.mels, config.columns), torch.float32).unsqueeze(1)
 
+    def decoded(self, info: MediaInfo, block: int = 32) -> Iterator[tuple[int, torch.Tensor]]:
+        """Decode a whole video inside the graph: (first index, (F, 3, crop, crop) float32) for consecutive blocks.
+
+        The operators behind the decoder are those of `frames` with a centre crop. `block` frames are in a block, fewer
+        in the last; two blocks are in flight, which bounds the memory. All info.frames frames come out, each checked
+        by number, time and size against the probe. Colours: BT.601, whatever the file's tag.
+
+        Raises MediaError where `can_decode` says no, where the file holds other frames than the probe found, and where
+        the stream breaks; blocks yielded before that are good.
+        """
+        return decoded(info, self.frame_config, self.device, self.threads, block)
+
     def _joined(self, parts: list[torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         if len(parts) == 1:
             return parts[0]
@@ -159,7 +175,7 @@ class _Stage:
                 return to_torch(self._pipeline, self._device)
             except RuntimeError as error:
                 self._pipeline = None  # a failed pipeline does not recover
-                message = f"media graph on {self._device}: {reason(error)}; try fewer or smaller frames a call"
+                message = f"media graph on {self._device}: {ops.reason(error)}; try fewer or smaller frames a call"
                 raise DataError(message) from error
 
 
@@ -168,12 +184,6 @@ def to_torch(pipeline: Pipeline, device: torch.device) -> torch.Tensor:
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (output,) = pipeline.run(stream)
     return torch.from_dlpack(output.as_tensor())
-
-
-def reason(error: RuntimeError) -> str:
-    """The line of a DALI error that says what went wrong; the rest is a traceback of the graph's definition."""
-    lines = [line.strip() for line in str(error).split("encountered:")[-1].splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _checked(sequence: FrameSequence) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from jmt_fast.config import FrameConfig, SpectrogramConfig
 
 
 def build(define: Callable[[], Any], device: torch.device, threads: int, batch: int, depth: int = 1) -> Pipeline:
-    """A built pipeline whose one output is what `define()` returns.
+    """A built pipeline whose output, or tuple of outputs, is what `define()` returns.
 
     The dynamic executor gives every output its own reference-counted memory, so that a tensor taken from it without
     a copy is not overwritten by later runs.
@@ -25,9 +25,16 @@ def build(define: Callable[[], Any], device: torch.device, threads: int, batch: 
         index = torch.cuda.current_device() if device.index is None else device.index
     pipeline = Pipeline(batch, threads, index, prefetch_queue_depth=depth, exec_dynamic=True)
     with pipeline:
-        pipeline.set_outputs(define())
+        outputs = define()
+        pipeline.set_outputs(*(outputs if isinstance(outputs, tuple) else (outputs,)))
     pipeline.build()
     return pipeline
+
+
+def reason(error: RuntimeError) -> str:
+    """The line of a DALI error that says what went wrong; the rest is a traceback of the graph's definition."""
+    lines = [line.strip() for line in str(error).split("encountered:")[-1].splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def fed(name: str, dtype: DALIDataType, ndim: int, layout: str | None = None, copy: bool = True) -> Any:
