@@ -1,0 +1,101 @@
+"""Training of the audio backbone's GRU on cached CNN features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jmt_fast.config import AudioTraining
+from jmt_fast.errors import DataError
+from jmt_fast.features import VideoFeatures, run_sequences
+from jmt_fast.models import AudioBackbone
+from jmt_fast.runtime import Runtime
+from jmt_fast.training.batches import LabelledVideo, SequenceSampler
+from jmt_fast.training.checkpoints import RunFolder, weights_digest
+from jmt_fast.training.evaluate import score
+from jmt_fast.training.loop import FitResult, Progress, Trainer
+from jmt_fast.training.loss import ccc_loss
+from jmt_fast.training.step import Step
+
+
+def fit_audio_gru(
+    audio_backbone: AudioBackbone,
+    train: Sequence[LabelledVideo],
+    validation: Sequence[LabelledVideo],
+    config: AudioTraining,
+    runtime: Runtime,
+    *,
+    length: int = 8,
+    label: Literal["end", "mean"] = "end",
+    label_lag: float = 0.0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Adam on the CCC loss of GRU and a linear head, which is dropped afterwards; the CNN is not touched.
+
+    Sequences of `length` clips start from a zero state and are drawn as for the fusion, from all clips that are stored.
+    In fp32, not compiled: the GRU is small, and bound by its recurrence. At the end `audio_backbone.gru` has the best
+    epoch's weights. With `out`: `best/gru.safetensors`, `last.pt`, `metrics.jsonl`. Errors as for `fit_fusion`.
+    """
+    if not validation:
+        raise DataError("the validation split is empty: the GRU is selected on it")
+    runtime = replace(runtime, precision="fp32", compile=False)
+    gru = audio_backbone.to(runtime.device).gru
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        head = nn.Linear(gru.hidden_size, 2).to(runtime.device)
+    sampler = SequenceSampler(
+        train, length=length, batch=config.batch, seed=config.seed, label=label, label_lag=label_lag
+    )
+    identity = {
+        "training": config.model_dump(mode="json") | {"length": length, "label": label, "label_lag": label_lag},
+        "data": sampler.digest(),
+        "start": weights_digest(gru),
+    }
+
+    def save_best(folder: Path) -> None:
+        save_file({name: value.contiguous() for name, value in gru.state_dict().items()}, folder / "gru.safetensors")
+
+    def loss(audio: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+        return ccc_loss(head(audio_backbone.sequence(audio)), target, labelled)
+
+    def validate() -> np.ndarray:
+        def predict(audio: Tensor, visual: Tensor, present: Tensor) -> Tensor:
+            return head(audio)
+
+        def clips(video: VideoFeatures) -> np.ndarray:
+            return run_sequences(predict, audio_backbone, video, length)
+
+        return score(validation, clips, length, label_lag).pooled
+
+    def batches(epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
+        for names, block in sampler.blocks(epoch):
+            for videos, part in sampler.cut(names, block):
+                yield videos, (part.audio, part.target, part.labelled)
+
+    frozen = [parameter.requires_grad for parameter in gru.parameters()]
+    gru.requires_grad_(True)
+    module = nn.ModuleDict({"gru": gru, "head": head})
+    trainer = Trainer(
+        module,
+        Step(loss, torch.optim.Adam(module.parameters(), lr=config.lr), runtime),
+        validate,
+        epochs=config.epochs,
+        patience=config.patience,
+        seed=config.seed,
+        folder=RunFolder(out, identity, save_best) if out is not None else None,
+        progress=progress,
+    )
+    try:
+        return trainer.fit(batches, sampler.batches, resume)
+    finally:
+        for parameter, wanted in zip(gru.parameters(), frozen, strict=True):
+            parameter.requires_grad_(wanted)

@@ -1,0 +1,86 @@
+"""Training of the fusion on cached features, backbones and GRU frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jmt_fast.config import FusionTraining
+from jmt_fast.errors import DataError
+from jmt_fast.models import JMT, AudioBackbone
+from jmt_fast.runtime import Runtime
+from jmt_fast.training.batches import Batch, LabelledVideo, SequenceSampler
+from jmt_fast.training.checkpoints import RunFolder, weights_digest
+from jmt_fast.training.evaluate import evaluate
+from jmt_fast.training.loop import FitResult, Progress, Trainer
+from jmt_fast.training.loss import ccc_loss
+from jmt_fast.training.step import Step, sgd
+
+
+def fit_fusion(
+    model: JMT,
+    audio_backbone: AudioBackbone,
+    train: Sequence[LabelledVideo],
+    validation: Sequence[LabelledVideo],
+    config: FusionTraining,
+    runtime: Runtime,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """SGD on the CCC loss over the labelled clips of each batch of sequences; at the end `model` has the best weights.
+
+    An epoch draws one random phase of each video. After it every clip of the validation split (all phases) is predicted
+    and compared per frame, as `evaluate` does it; the epoch with the highest mean CCC is selected.
+
+    With `out`, each epoch leaves `best/` (`JMT.from_pretrained` reads it), `last.pt` (for `resume`) and `metrics.jsonl`
+    there. A resumed run ends with the weights of one that was never stopped: on a CPU to the bit.
+
+    Raises:
+        DataError: no labelled clip, or features at a stride that does not serve.
+        CheckpointError: `resume` with another configuration, other data, or a damaged state.
+        JMTError: a loss that is not finite, or a full disk; checkpoints of the epochs before stay.
+    """
+    if not validation:
+        raise DataError("the validation split is empty: models are selected on it")
+    device = runtime.device
+    model.to(device)
+    audio_backbone.to(device).eval()
+    sampler = SequenceSampler(
+        train, length=model.config.length, batch=config.batch, seed=config.seed, stride=config.stride,
+        label=config.label, label_lag=config.label_lag,
+    )  # fmt: skip
+
+    def loss(audio: Tensor, visual: Tensor, present: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+        return ccc_loss(model(audio, visual, present).float(), target, labelled)
+
+    optimizer = sgd(model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov)
+    identity = {
+        "training": config.model_dump(mode="json"),
+        "model": model.config.model_dump(mode="json"),
+        "precision": runtime.precision,
+        "data": sampler.digest(),
+        "gru": weights_digest(audio_backbone.gru),
+    }
+    trainer = Trainer(
+        model,
+        Step(loss, optimizer, runtime),
+        lambda: evaluate(model, audio_backbone, validation, runtime=runtime, label_lag=config.label_lag).pooled,
+        epochs=config.epochs,
+        patience=config.patience,
+        seed=config.seed,
+        folder=RunFolder(out, identity, model.save_pretrained) if out is not None else None,
+        progress=progress,
+    )
+
+    def batches(epoch: int) -> Iterator[tuple[str, Batch]]:
+        for videos, block in sampler.blocks(epoch):
+            with torch.no_grad():
+                heard = block.to(device)
+                heard = heard._replace(audio=audio_backbone.sequence(heard.audio))
+            yield from sampler.cut(videos, heard)
+
+    return trainer.fit(batches, sampler.batches, resume)

@@ -1,0 +1,183 @@
+"""Training of the visual backbone on clips of video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jmt_fast.config import FrameConfig, VisualTraining
+from jmt_fast.data import Recording
+from jmt_fast.data.graph import ClipGraph
+from jmt_fast.models import VisualBackbone
+from jmt_fast.runtime import Runtime
+from jmt_fast.training.checkpoints import RunFolder, weights_digest
+from jmt_fast.training.clips import ClipCache
+from jmt_fast.training.loop import FitResult, Progress, Trainer
+from jmt_fast.training.loss import StreamingCCC, ccc_loss
+from jmt_fast.training.step import Step, precision, sgd
+
+_WARM_UP = 0.25  # share of the updates in which `one_cycle` rises to the full rate
+
+Item = TypeVar("Item")
+
+
+class VisualRegressor(nn.Module):
+    """Backbone, dropout and a linear layer: clips (B, 3, 8, crop, crop) -> valence and arousal (B, 2)."""
+
+    def __init__(self, backbone: VisualBackbone, dropout: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.config.features, 2)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.head(self.dropout(self.backbone(clips)))
+
+
+def fit_visual(
+    backbone: VisualBackbone,
+    frames: FrameConfig,
+    train: Sequence[Recording],
+    validation: Sequence[Recording],
+    config: VisualTraining,
+    runtime: Runtime,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """SGD on the CCC loss of each batch of clips; the linear head is dropped, `backbone` gets the best weights.
+
+    The frames that the labelled clips need are decoded once into a temporary file (in `out` where given). Clips are
+    shuffled over all videos; random crop and flip are the same for all frames of a clip; an incomplete last batch is
+    left out. Validation takes the centre crop and compares clips, not frames: mean CCC over all labelled clips selects
+    the epoch. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
+
+    Raises:
+        DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        network = VisualRegressor(backbone, config.dropout).to(runtime.device, memory_format=torch.channels_last_3d)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="frames-", dir=out) as temporary:
+        graph = ClipGraph(frames, device=runtime.device)
+        clips, held_out = (
+            ClipCache(
+                Path(temporary) / name, recordings, graph, config.stride, config.label, config.label_lag, progress
+            )
+            for name, recordings in (("train", train), ("validation", validation))
+        )  # fmt: skip
+        loader = ClipLoader(clips, graph, config.batch, config.seed)
+        trainer = Trainer(
+            network,
+            _step(network, config, len(loader), runtime),
+            lambda: _validate(network, held_out, graph, config.batch, runtime),
+            epochs=config.epochs,
+            patience=config.patience,
+            seed=config.seed,
+            folder=_folder(out, backbone, config, clips, runtime) if out is not None else None,
+            progress=progress,
+        )
+        return trainer.fit(loader.epoch, lambda epoch: len(loader), resume)
+
+
+class ClipLoader:
+    """Batches of augmented clips; all that is random depends on (seed, epoch) alone. The next batch is made ahead."""
+
+    def __init__(self, clips: ClipCache, graph: ClipGraph, batch: int, seed: int) -> None:
+        self._clips = clips
+        self._graph = graph
+        self._batch = min(batch, len(clips))
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._clips) // self._batch
+
+    def epoch(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        return _ahead(self._made(epoch))
+
+    def _made(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        random = np.random.default_rng((self._seed, epoch))
+        order = random.permutation(len(self._clips))
+        for number in range(len(self)):
+            chosen = order[number * self._batch : (number + 1) * self._batch]
+            x, y = random.random((2, len(chosen)))
+            pictures = prepared(self._clips, chosen, self._graph, x, y, random.random(len(chosen)) < 0.5)
+            yield f"clips {chosen[0]}, ...", (pictures, torch.from_numpy(self._clips.targets[chosen]))
+
+
+def prepared(
+    clips: ClipCache,
+    chosen: np.ndarray,
+    graph: ClipGraph,
+    crop_x: np.ndarray | None = None,
+    crop_y: np.ndarray | None = None,
+    mirror: np.ndarray | None = None,
+) -> Tensor:
+    """The network's input for some clips: float32 (n, 3, 8, crop, crop), channels last; by default the centre crop."""
+    pictures = graph.frames([clips.frames(clip) for clip in chosen], crop_x, crop_y, mirror)
+    return torch.stack(pictures).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtime: Runtime) -> Step:
+    def loss(clips: Tensor, target: Tensor) -> Tensor:
+        return ccc_loss(network(clips).float(), target)
+
+    total = batches * config.epochs
+
+    def one_cycle(update: int) -> float:
+        """Linear to 1, then half a cosine to 0 (Smith and Topin 2018, with the cosine that is usual today)."""
+        rise = max(1, round(_WARM_UP * total))
+        if update < rise:
+            return (update + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (update - rise) / max(1, total - rise)))
+
+    optimizer = sgd(network.parameters(), config.lr, config.momentum, config.weight_decay)
+    return Step(loss, optimizer, runtime, one_cycle if config.schedule == "one_cycle" else None)
+
+
+@torch.no_grad()
+def _validate(network: VisualRegressor, clips: ClipCache, graph: ClipGraph, batch: int, runtime: Runtime) -> np.ndarray:
+    result = StreamingCCC()
+    for start in range(0, len(clips), batch):
+        chosen = np.arange(start, min(start + batch, len(clips)))
+        with precision(runtime):
+            prediction = network(prepared(clips, chosen, graph))
+        result.update(prediction.float().cpu().numpy(), clips.targets[chosen])
+    return result.value()
+
+
+def _folder(
+    out: str | Path, backbone: VisualBackbone, config: VisualTraining, clips: ClipCache, runtime: Runtime
+) -> RunFolder:
+    def save_best(folder: Path) -> None:
+        state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+        save_file(state, folder / "visual.safetensors")
+
+    identity = {
+        "training": config.model_dump(mode="json"),
+        "precision": runtime.precision,
+        "clips": len(clips),
+        "labels": float(np.float64(clips.targets).sum()),
+        "start": weights_digest(backbone),
+    }
+    return RunFolder(out, identity, save_best)
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, the next one made in a thread while the last one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="clips") as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item
