@@ -13,7 +13,7 @@ from jmt_fast.data.graph import ClipGraph
 from jmt_fast.data.recording import OpenRecording
 from jmt_fast.data.windows import clip_frames, clip_times
 from jmt_fast.errors import MediaError
-from jmt_fast.features.frames import FrameSource
+from jmt_fast.features.frames import FrameSource, decodes_in_graph
 from jmt_fast.features.store import VideoFeatures
 from jmt_fast.models import Backbones, fast_inference
 from jmt_fast.runtime import Runtime
@@ -84,7 +84,8 @@ class ClipStream:
         self._stride = stride
         self._plan(recording.timestamps)
         self._wanted = np.unique(self._frames)
-        self._source = FrameSource(recording, self._wanted, extractor.graph)
+        graph = extractor.graph
+        self._source = FrameSource(recording, self._wanted, graph, decodes_in_graph(recording, graph))
 
     def _plan(self, timestamps: np.ndarray) -> None:
         self.timestamps = timestamps

@@ -9,12 +9,14 @@ from itertools import islice
 import numpy as np
 import torch
 
-from jmt_fast.data.graph import ClipGraph
+from jmt_fast.data.graph import ClipGraph, can_decode
 from jmt_fast.data.recording import OpenRecording
+from jmt_fast.errors import DataError, MediaError
 
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
 BLACK = np.zeros((16, 16, 3), np.uint8)
 Chunk = list[tuple[int, np.ndarray | None]]
+Prepared = tuple[list[int], list[int], torch.Tensor]  # frame indices, those of them that are black, (n, 3, crop, crop)
 
 
 class FrameSource:
@@ -22,17 +24,18 @@ class FrameSource:
 
     `wanted` int64 (W,), sorted: every frame index that will be asked for. `missing` collects the indices of frames that
     could not be had, which are black. `ended` is None, or the number of frames when the stream was shorter than its
-    index says.
+    index says. With `in_graph` the media graph decodes; where it gives up, the frames from there on come from PyAV.
     """
 
-    def __init__(self, recording: OpenRecording, wanted: np.ndarray, graph: ClipGraph) -> None:
+    def __init__(self, recording: OpenRecording, wanted: np.ndarray, graph: ClipGraph, in_graph: bool = False) -> None:
         self.missing: list[int] = []
         self.ended: int | None = None
+        self._recording = recording
         self._wanted = wanted
         self._graph = graph
         self._ready: dict[int, torch.Tensor] = {}  # frame index -> (3, crop, crop), in increasing order
-        self._chunks = _ahead(_chunks(recording.frames(wanted)))
         self._next = 0  # position in `wanted` of the first frame that is not ready
+        self._source = self._decoded() if in_graph else self._fed()
 
     def clips(self, rows: np.ndarray) -> torch.Tensor:
         """Frame indices (n, 8) -> float32 (n, 3, 8, crop, crop) on the graph's device. Later calls never go back.
@@ -54,20 +57,47 @@ class FrameSource:
         return self._ready[index]
 
     def _pull(self) -> None:
-        chunk = next(self._chunks, None)
-        if chunk is None:
+        prepared = next(self._source, None)
+        if prepared is None:
             self.ended = int(self._wanted[self._next - 1]) + 1 if self._next else 0
             return
-        filled: Chunk = []
-        for index, frame in chunk:
-            while self._wanted[self._next] < index:  # lost inside the stream
-                filled.append((int(self._wanted[self._next]), None))
-                self._next += 1
-            filled.append((index, frame))
-            self._next += 1
-        self.missing += [index for index, frame in filled if frame is None]
-        [tensors] = self._graph.frames([[BLACK if frame is None else frame for _, frame in filled]])
-        self._ready.update(zip((index for index, _ in filled), tensors, strict=True))
+        indices, black, frames = prepared
+        self._ready.update(zip(indices, frames, strict=True))
+        self.missing += black
+        self._next += len(indices)
+
+    def _decoded(self) -> Iterator[Prepared]:
+        """Decoded by the graph itself: every frame passes, the wanted ones are kept."""
+        try:
+            for first, frames in self._graph.decoded(self._recording.info):
+                here = self._wanted[self._next :]
+                here = here[here < first + len(frames)]
+                if len(here):
+                    yield here.tolist(), [], frames[torch.from_numpy(here - first).to(frames.device)]
+        except MediaError:  # the probe promised what the stream does not keep: PyAV says what is there
+            yield from self._fed()
+
+    def _fed(self) -> Iterator[Prepared]:
+        """Decoded by PyAV, or read from face crops, and fed to the graph."""
+        wanted = self._wanted[self._next :]
+        position = 0
+        for chunk in _ahead(_chunks(self._recording.frames(wanted))):
+            filled: Chunk = []
+            for index, frame in chunk:
+                lost = position + int(np.searchsorted(wanted[position:], index))
+                filled += [(int(each), None) for each in wanted[position:lost]]
+                filled.append((index, frame))
+                position = lost + 1
+            try:
+                [tensors] = self._graph.frames([[BLACK if frame is None else frame for _, frame in filled]])
+            except DataError as error:  # frames too large for this machine: this file's fault, not the collection's
+                raise MediaError(f"{self._recording.recording.video}: {error}") from error
+            yield [index for index, _ in filled], [index for index, frame in filled if frame is None], tensors
+
+
+def decodes_in_graph(recording: OpenRecording, graph: ClipGraph) -> bool:
+    """On a GPU the graph decodes what NVDEC knows; on a CPU PyAV is faster, as it skips frames before conversion."""
+    return graph.device.type == "cuda" and recording.recording.crops is None and can_decode(recording.info, graph.device)[0]
 
 
 def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:
