@@ -109,9 +109,8 @@ def train(
     compile: CompileOption = None,
 ) -> None:
     """Train the fusion (or a backbone) on a labelled collection."""
-    from jmt_fast.config import FusionTraining, VisualTraining
+    from jmt_fast.config import AudioTraining, FusionTraining, VisualTraining
     from jmt_fast.data import load
-    from jmt_fast.training import AudioTraining
 
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)

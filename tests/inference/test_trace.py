@@ -1,0 +1,72 @@
+"""Traces: what is in the table is in the files and in the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from jmt_fast.errors import JMTError
+from jmt_fast.inference import Trace
+from jmt_fast.inference.collection import output_paths
+
+
+@pytest.fixture
+def trace() -> Trace:
+    random = np.random.default_rng()
+    times = 0.4 + np.sort(random.random(50))
+    return Trace.build(Path("talk.mp4"), times, random.uniform(-1, 1, (50, 2)).astype(np.float32), random.random(50) > 0.3)
+
+
+def test_the_table_has_the_documented_columns(trace: Trace) -> None:
+    types = {field.name: str(field.type) for field in trace.table.schema}
+    assert types == {"person": "string", "frame": "int64", "time": "double", "valence": "float", "arousal": "float", "valid": "bool"}
+    assert trace.table["frame"].to_pylist() == list(range(50))
+    assert trace.values.shape == (50, 2)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_files_give_the_table_back(trace: Trace, tmp_path: Path, suffix: str) -> None:
+    path = trace.save(tmp_path / f"trace.{suffix}")
+    read = pandas.read_parquet(path) if suffix == "parquet" else pandas.read_csv(path, dtype={"person": str})
+    expected = trace.to_pandas()
+    pandas.testing.assert_frame_equal(read, expected, check_dtype=suffix == "parquet", rtol=1e-6)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_unknown_ending_is_refused(trace: Trace, tmp_path: Path) -> None:
+    with pytest.raises(JMTError, match=r"xlsx.*use \.parquet or \.csv"):
+        trace.save(tmp_path / "trace.xlsx")
+
+
+def test_a_folder_that_is_not_there_is_named(trace: Trace, tmp_path: Path) -> None:
+    with pytest.raises(JMTError, match="cannot be written.*another --out"):
+        trace.save(tmp_path / "none" / "trace.csv")
+
+
+def test_smoothing_keeps_the_clock_and_the_range(trace: Trace) -> None:
+    smoothed = trace.smoothed(20, 50)
+    assert np.array_equal(smoothed.times, trace.times)
+    assert (smoothed.values.std(0) < 0.5 * trace.values.std(0)).all()
+    assert smoothed.table["valid"] == trace.table["valid"]
+
+
+def test_the_plot_draws_prediction_and_annotation(trace: Trace) -> None:
+    truth = np.random.default_rng().uniform(-1, 1, (50, 2)).astype(np.float32)
+    truth[10:20] = -5
+    figure = trace.plot(truth)
+    for column, panel in enumerate(figure.axes):
+        drawn, predicted = (line.get_ydata() for line in panel.lines[:2])
+        assert np.isnan(drawn[10:20]).all()
+        assert np.allclose(np.delete(drawn, range(10, 20)), np.delete(truth[:, column], range(10, 20)))
+        assert np.allclose(predicted, trace.values[:, column])
+
+
+def test_outputs_of_one_stem_stay_apart() -> None:
+    out = Path("out")
+    paths = output_paths([Path("a.mp4"), Path("b/c.mp4"), Path("d/c.avi")], out, "csv")
+    assert paths == [out / "a.csv", out / "c.mp4.csv", out / "c.avi.csv"]
+    with pytest.raises(JMTError, match=r"b/c\.mp4.*separate --out"):
+        output_paths([Path("a/c.mp4"), Path("b/c.mp4")], out, "csv")
