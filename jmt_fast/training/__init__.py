@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from jmt_fast.training.audio import fit_audio_gru
 from jmt_fast.training.batches import LabelledVideo
-from jmt_fast.training.evaluate import Evaluation, evaluate, score
+from jmt_fast.training.evaluation import Evaluation, evaluate, score
 from jmt_fast.training.fusion import fit_fusion
+from jmt_fast.training.linear import RidgeResult, ridge
 from jmt_fast.training.loop import FitResult
 from jmt_fast.training.loss import StreamingCCC, ccc, ccc_loss
-from jmt_fast.training.ridge import RidgeResult, ridge
-from jmt_fast.training.search import Grid, SearchResult, Trial, search
+from jmt_fast.training.tuning import Grid, SearchResult, Trial, search
 from jmt_fast.training.visual import fit_visual
 
 __all__ = [

@@ -93,9 +93,7 @@ class SequenceSampler:
                     f"{video.name}: features are stored every {features.stride} thirtieths of a second, which does not "
                     f"give stride={stride}; set the stride to a multiple, or extract again"
                 )
-            target, labelled = clip_labels(
-                video.labels, features.timestamps, features.times, mode=label, lag=label_lag
-            )
+            target, labelled = clip_labels(video.labels, features.timestamps, features.times, mode=label, lag=label_lag)
             rows = sequences(len(features.times), features.stride, length)
             phase = rows[:, 0] % (CLIP_STEP // features.stride)
             taught = (labelled[rows] & (rows >= 0)).any(1)  # a sequence without any label teaches nothing
@@ -148,4 +146,3 @@ class SequenceSampler:
         return Batch(
             audio, visual, present, torch.from_numpy(target[row][None]), torch.from_numpy(labelled[row][None]) & present
         )
-

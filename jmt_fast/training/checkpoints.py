@@ -18,7 +18,7 @@ from torch import nn
 
 from jmt_fast.errors import CheckpointError, JMTError
 
-Save = Callable[[Path], None]
+Save = Callable[[Path], object]
 
 
 class RunFolder:
@@ -46,8 +46,7 @@ class RunFolder:
             stored = torch.load(self._last, map_location="cpu", weights_only=True)
             identity, state = stored["identity"], stored["state"]
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self._last}: damaged ({reason}); delete it and train again") from error
+            raise CheckpointError(f"{self._last}: damaged ({first_line(error)}); delete it and train again") from error
         for key in sorted(self._identity.keys() | identity.keys()):
             if self._identity.get(key) != identity.get(key):
                 raise CheckpointError(
@@ -72,7 +71,7 @@ class RunFolder:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
-            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise JMTError(
                 f"{path}: cannot be written ({reason}); the checkpoint before is whole: make room and resume the run"
             ) from error
@@ -111,6 +110,12 @@ def _difference(key: str, stored: Any, asked: Any) -> str:
         return f"{key}={stored}, not {asked}"
     fields = [name for name in sorted(stored.keys() | asked.keys()) if stored.get(name) != asked.get(name)]
     return ", ".join(f"{key}.{name}={stored.get(name)}, not {asked.get(name)}" for name in fields)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a message of one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
 
 def weights_digest(module: nn.Module) -> str:
     """16 hex digits over the weights of a module."""

@@ -14,7 +14,7 @@ from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import Batch, LabelledVideo, SequenceSampler
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
-from jmt_fast.training.evaluate import evaluate
+from jmt_fast.training.evaluation import evaluate
 from jmt_fast.training.loop import FitResult, Progress, Trainer
 from jmt_fast.training.loss import ccc_loss
 from jmt_fast.training.step import Step, sgd

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jmt_fast.errors import CheckpointError, JMTError
-from jmt_fast.training.checkpoints import RunFolder
+from jmt_fast.training.checkpoints import RunFolder, first_line
 from jmt_fast.training.step import Step
 
 Progress = Callable[[int, int, str], None]
@@ -143,7 +143,7 @@ class Trainer:
             self.step.load_state_dict(state["step"])
             self._best, self.history = state["best"], state["history"]
         except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(f"{self.folder.folder}: the last state does not fit the model ({reason})") from error
 
     def _best_epoch(self) -> int:

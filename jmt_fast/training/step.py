@@ -17,8 +17,8 @@ class Step:
     """Calls `loss(*tensors)` under autocast, backward, update; returns the detached loss, a scalar on the device.
 
     `loss` gives a scalar of float32 or more. With `runtime.compile` it is compiled, once for each set of shapes: give
-    it batches of one shape (pad them). In fp16 the loss is scaled, and a step whose gradients are not finite is left out.
-    `rate`, if given, is the learning rate's factor at update n = 0, 1, ...
+    it batches of one shape (pad them). In fp16 the loss is scaled, and an update with gradients that are not finite is
+    left out. `rate`, if given, is the learning rate's factor at update n = 0, 1, ...
     """
 
     def __init__(

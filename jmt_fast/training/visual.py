@@ -66,7 +66,8 @@ def fit_visual(
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        network = VisualRegressor(backbone, config.dropout).to(runtime.device, memory_format=torch.channels_last_3d)
+        network = VisualRegressor(backbone, config.dropout)
+    network.to(runtime.device).to(memory_format=torch.channels_last_3d)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="frames-", dir=out) as temporary:

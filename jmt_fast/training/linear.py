@@ -11,7 +11,7 @@ from jmt_fast.data import clip_labels
 from jmt_fast.errors import DataError
 from jmt_fast.features import VideoFeatures
 from jmt_fast.training.batches import LabelledVideo
-from jmt_fast.training.evaluate import Evaluation, score
+from jmt_fast.training.evaluation import Evaluation, score
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
 _CHUNK = 4096  # clips in float64 at once: 32 MB

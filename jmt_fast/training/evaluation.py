@@ -133,5 +133,3 @@ def _deviations(video: LabelledVideo, values: np.ndarray, length: int, lag: floa
     rows, mask = rows[mask.sum(1) > 1], mask[mask.sum(1) > 1][:, None, :, None]
     both = np.stack([values, labels]).astype(np.float64)[:, rows].swapaxes(0, 1)  # (S, 2, L, 2)
     return both.std(2, where=mask) if len(rows) else np.zeros((0, 2, 2))
-
-

@@ -1,0 +1,115 @@
+"""The training step: compiled against eager against float64, reduced precision, the scaler, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from jmt_fast.models import JMT
+from jmt_fast.runtime import Runtime
+from jmt_fast.training import ccc_loss
+from jmt_fast.training.step import Step, sgd
+
+Batch = tuple[Tensor, ...]
+
+
+def batches(count: int, seed: int, batch: int = 3, length: int = 8) -> list[Batch]:
+    """Batches of one shape with different padding: some rows absent, some clips without a label."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        present = (
+            torch.arange(length) < torch.tensor([length, length - number % 3, 0 if number % 4 == 3 else 5])[:, None]
+        )
+        labelled = present & (torch.rand(batch, length, generator=generator) < 0.8)
+        audio, visual = (
+            torch.randn(batch, length, 32, generator=generator),
+            torch.randn(batch, length, 24, generator=generator),
+        )
+        target = torch.tanh(audio[..., :2] + visual[..., :2])
+        made.append((audio * present[..., None], visual * present[..., None], present, target, labelled))
+    return made
+
+
+def trajectory(model: nn.Module, runtime: Runtime, data: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Losses of the steps, and the weights they lead to, in float64."""
+
+    def loss(audio: Tensor, visual: Tensor, present: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+        return ccc_loss(model(audio, visual, present), target, labelled)
+
+    step = Step(loss, sgd(model.parameters(), lr=0.02, momentum=0.9), runtime)
+    losses = torch.stack([step(*batch).double() for batch in data])
+    return losses, torch.cat([weight.detach().double().flatten() for weight in model.parameters()])
+
+
+def doubled(data: list[Batch]) -> list[Batch]:
+    return [tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch) for batch in data]
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_follow_one_trajectory(make_model: Callable[..., JMT]) -> None:
+    data = batches(12, seed=1)
+    fp32 = Runtime.choose("cpu", "fp32", compile=False)
+    true_losses, truth = trajectory(make_model().double(), fp32, doubled(data))
+    eager_losses, eager = trajectory(make_model(), fp32, data)
+    before = counters["stats"]["unique_graphs"]
+    compiled_losses, compiled = trajectory(make_model(), Runtime.choose("cpu", "fp32", compile=True), data)
+    assert counters["stats"]["unique_graphs"] - before == 1  # whatever is padded, nothing is compiled again
+    assert (true_losses[0] - true_losses[-1]).abs() > 0.01  # it did train
+    # Both round at every step; the compiled one may be wrong by a small multiple of what plain PyTorch is.
+    for value, plain, exact in [(compiled, eager, truth), (compiled_losses, eager_losses, true_losses)]:
+        error, own = (value - exact).abs().max(), (plain - exact).abs().max()
+        assert error <= 4 * own + 1e-6
+
+
+def test_bf16_stays_near_fp32(make_model: Callable[..., JMT]) -> None:
+    data = batches(12, seed=2)
+    losses, _ = trajectory(make_model(), Runtime.choose("cpu", "fp32", compile=False), data)
+    model = make_model()
+    rounded, weights = trajectory(model, Runtime.choose("cpu", "bf16", compile=False), data)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert not torch.equal(losses, rounded)
+    # A loss of order 2 from outputs that carry 8 bits, and twelve steps of drift.
+    assert (losses - rounded).abs().max() <= 2 * 12 * 2**-8
+    assert weights.isfinite().all()
+
+
+def test_fp16_leaves_out_a_step_that_overflows() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    step = Step(
+        lambda factor: (weight * factor).sum(), sgd([weight], lr=0.1), Runtime.choose("cpu", "fp16", compile=False)
+    )
+    scale = step.state_dict()["scaler"]["scale"]
+    step(torch.full((3,), 3e38))  # finite, but not after scaling
+    assert weight.tolist() == [1, 1, 1]
+    assert step.state_dict()["scaler"]["scale"] == scale / 2
+    step(torch.ones(3))
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+
+
+def test_state_restores_momentum_and_schedule() -> None:
+    def make() -> tuple[nn.Parameter, Step]:
+        weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = sgd([weight], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+        runtime = Runtime.choose("cpu", "fp32", compile=False)
+        return weight, Step(lambda x: (weight * x).square().sum(), optimizer, runtime, lambda update: 1 / (1 + update))
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, generator=generator) for _ in range(6)]
+    whole, step = make()
+    for x in inputs[:3]:
+        step(x)
+    state, weights = deepcopy(step.state_dict()), whole.detach().clone()
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.1 / 4)
+    resumed, other = make()
+    resumed.data.copy_(weights)
+    other.load_state_dict(state)
+    for x in inputs[3:]:
+        step(x)
+        other(x)
+    assert torch.equal(whole, resumed)
