@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BATCH = 256  # samples a run: a call with fewer needs no copy
 BATCH_BYTES = 2**30  # of input a run, which bounds the memory of calls with large frames
+MAX_RESIZED = 2**16  # pixels of the longer side after `resized`: an extreme shape would take all memory
 
 FrameSequence = np.ndarray | Sequence[np.ndarray]
 
@@ -99,6 +100,9 @@ class ClipGraph:
             raise ValueError("sequences: a sequence without frames has no size to resize")
         source = frames[0].shape[:2]
         size = ops.resized_size(*source, self.frame_config.resize)
+        if max(size) > MAX_RESIZED:
+            shown = f"{source[1]}x{source[0]} resized to {size[1]}x{size[0]}"
+            raise DataError(f"frames of {shown} pixels: longer than {MAX_RESIZED}; crop the video first")
         ends, sizes = (np.tile(np.array(pair, dtype=np.float32), (len(frames), 1)) for pair in (source, size))
         starts = np.zeros_like(ends)
         parts = [

@@ -41,6 +41,8 @@ def can_decode(info: MediaInfo, device: torch.device | str) -> tuple[bool, str]:
         return False, f"pixel format {info.pixel_format} is not 8-bit 4:2:0"
     if info.rotation % 360:
         return False, f"the video is rotated by {info.rotation} degrees"
+    if not info.timed:
+        return False, "the container has no presentation times"
     return True, f"{info.codec} is decoded {'by NVDEC' if device.type == 'cuda' else 'by DALI on the CPU'}"
 
 
