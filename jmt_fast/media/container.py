@@ -17,9 +17,7 @@ from av.stream import Discard, Disposition
 from jmt_fast.errors import MediaError
 
 MAX_SIDE = 16_384  # pixels; also bounds an image to 2**28 pixels
-# `genpts` derives presentation times where a container keeps none (AVI with B-frames). Only local files are read: a
-# playlist cannot make FFmpeg fetch from a network.
-OPTIONS = {"fflags": "+genpts", "protocol_whitelist": "file"}
+OPTIONS = {"protocol_whitelist": "file"}  # a playlist cannot make FFmpeg fetch from a network
 TEXT_FORMATS = {"tty"}  # FFmpeg renders a text file as a video of a terminal
 PICTURE_FORMATS = {"image2", "ico"}  # besides `<codec>_pipe`
 
@@ -84,7 +82,7 @@ def _why_not_media(path: Path, error: av.FFmpegError) -> str:
 
 
 def pick(streams: Sequence[AnyStream]) -> AnyStream | None:
-    """The stream to use: the first one marked default, else the first one. Cover art and still pictures are left out."""
+    """The stream to use: the first one marked default, else the first. Cover art and still pictures are left out."""
     moving = [s for s in streams if not s.disposition & (Disposition.attached_pic | Disposition.still_image)]
     return next((s for s in moving if s.disposition & Disposition.default), moving[0] if moving else None)
 

@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from jmt_fast.errors import MediaError
+from jmt_fast.media.colour import ToRGB
 from jmt_fast.media.container import MAX_SIDE
 
 
@@ -28,6 +29,7 @@ class ImageFolder:
         # FFmpeg's decoder is used directly: opening a container for each small file costs more than decoding it.
         self._decoder = av.CodecContext.create("mjpeg", "r")
         self._decoder.thread_count = 1
+        self._to_rgb = ToRGB()
 
     def __len__(self) -> int:
         return self.count
@@ -48,7 +50,7 @@ class ImageFolder:
             return None
         if not decoded or max(decoded[0].width, decoded[0].height) > MAX_SIDE:
             return None
-        return decoded[0].to_ndarray(format="rgb24")
+        return self._to_rgb(decoded[0])
 
 
 def images(folder: str | os.PathLike[str], count: int) -> Iterator[tuple[int, np.ndarray | None]]:

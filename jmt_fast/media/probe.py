@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -44,7 +46,7 @@ class MediaInfo:
     container: str
     frames: int
     fps: float
-    timestamps: np.ndarray
+    timestamps: np.ndarray = field(repr=False)
     width: int
     height: int
     rotation: int
@@ -52,8 +54,8 @@ class MediaInfo:
     pixel_format: str
     constant_rate: bool
     audio: AudioInfo | None
-    timed: bool
-    keyframes: np.ndarray
+    timed: bool = True
+    keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     @property
     def duration(self) -> float:
@@ -68,17 +70,20 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
     """
     path = Path(path)
     with open_media(path) as container:
-        video = video_stream(container, path)
-        sound = pick(container.streams.audio)
-        scan = _Scan(video, sound)
-        for packet in packets(container, video, sound) if sound else packets(container, video):
-            scan.add(packet)
-        if not scan.times:
-            raise MediaError(f"{path}: the video stream has no frames; record or convert the file again")
         name = container.format.name
-        if len(scan.times) == 1 and name in ANIMATIONS:
+        video = _VideoScan(video_stream(container, path), name)
+        track = pick([stream for stream in container.streams.audio if stream.codec_context is not None])
+        sound = _SoundScan(track) if track else None
+        for packet in packets(container, *([video.stream, track] if track else [video.stream])):
+            if sound and packet.stream_index == sound.stream.index:
+                sound.add(packet)
+            else:
+                video.add(packet)
+        if not video.shown:
+            raise MediaError(f"{path}: the video stream has no frames; record or convert the file again")
+        if len(video.shown) == 1 and name in ANIMATIONS:
             raise MediaError(f"{path}: a picture ({name}), not a video; give a video file")
-        return scan.info(path, name)
+        return video.info(path, sound.info() if sound else None)
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -97,107 +102,118 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-class _Scan:
-    """Gathers what the packets of a video stream and of a sound stream tell."""
+class _FirstFrame:
+    """Decodes the first frame of a stream from its packets; `frame` is None until then, or for good if none comes."""
 
-    def __init__(self, video: VideoStream, sound: AudioStream | None):
-        self.video, self.sound = video, sound
-        self.times: list[tuple[int, bool]] = []  # (pts, is keyframe)
-        self.timed = True
-        self.decode_times: list[int] = []
-        self.first_frame: av.VideoFrame | None = None
-        self.first_sound: av.AudioFrame | None = None
-        self.sound_start: int | None = None
-        self.sound_end: int | None = None
-        self.tries = {s.index: 0 for s in (video, sound) if s is not None}
-        video.codec_context.thread_count = 1  # no delay before the first frame
+    def __init__(self) -> None:
+        self.frame: Any = None
+        self.left = FIRST_FRAME_PACKETS
+
+    def offer(self, packet: av.Packet) -> None:
+        if self.frame is None and self.left:
+            self.left -= 1
+            try:
+                self.frame = next(iter(packet.decode()), None)
+            except av.FFmpegError:
+                return
+
+
+class _VideoScan:
+    """Gathers the times of a video stream from its packets, in the order of decoding."""
+
+    def __init__(self, stream: VideoStream, container: str):
+        self.stream, self.container = stream, container
+        self.first = _FirstFrame()
+        self.shown: list[int | None] = []  # presentation times
+        self.decoded: list[int | None] = []  # decoding times
+        self.key: list[bool] = []
+        stream.codec_context.thread_count = 1  # no delay before the first frame
 
     def add(self, packet: av.Packet) -> None:
-        if packet.stream_index == self.video.index:
-            self._add_video(packet)
-        else:
-            self._add_sound(packet)
-
-    def _add_video(self, packet: av.Packet) -> None:
-        if self.first_frame is None:
-            self.first_frame = self._try_decode(packet)
+        self.first.offer(packet)
         if packet.is_discard or self._is_hidden(packet):
             return
-        self.decode_times.append(packet.dts if packet.dts is not None else len(self.decode_times))
-        if packet.pts is None:
-            self.timed = False
-        self.times.append((packet.pts if packet.pts is not None else self.decode_times[-1], packet.is_keyframe))
+        self.shown.append(packet.pts)
+        self.decoded.append(packet.dts)
+        self.key.append(packet.is_keyframe)
 
     def _is_hidden(self, packet: av.Packet) -> bool:
         """A VP8 reference frame that is never shown (RFC 6386, 9.1: bit 4 of the first byte is show_frame)."""
-        return self.video.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+        return self.stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
 
-    def _add_sound(self, packet: av.Packet) -> None:
-        if self.first_sound is None:
-            self.first_sound = self._try_decode(packet)
-        if packet.pts is None or packet.is_discard:
-            return
-        if self.sound_start is None:
-            self.sound_start = packet.pts
-        self.sound_end = max(self.sound_end or packet.pts, packet.pts + (packet.duration or 0))
+    def _timed(self) -> bool:
+        if any(time is None for time in self.shown):
+            return False
+        # AVI keeps no presentation times. FFmpeg derives them where its parser tells B-frames (MPEG-4 part 2); of H.264
+        # it leaves the decoding order, which cannot be the order of presentation if frames are reordered.
+        in_order = all(a < b for a, b in pairwise(self.shown))  # type: ignore[operator]
+        return not (self.container == "avi" and self.stream.codec_context.has_b_frames and in_order)
 
-    def _try_decode(self, packet: av.Packet):
-        if self.tries[packet.stream_index] >= FIRST_FRAME_PACKETS:
-            return None
-        self.tries[packet.stream_index] += 1
-        try:
-            return next(iter(packet.decode()), None)
-        except av.FFmpegError:
-            return None
-
-    def info(self, path: Path, container: str) -> MediaInfo:
-        unit = tick(self.video)
-        if self.timed:
-            ordered = sorted(self.times)
-        else:  # the n-th frame shown takes the n-th decoding time
-            ordered = sorted(zip(self.decode_times, (key for _, key in self.times), strict=True))
+    def info(self, path: Path, audio: AudioInfo | None) -> MediaInfo:
+        unit, timed = tick(self.stream), self._timed()
+        times: list[Any] = self.shown if timed else self.decoded
+        if any(time is None for time in times):  # a bare stream: nothing but its nominal rate
+            times, unit = list(range(len(times))), 1 / _nominal_rate(self.stream)
+        # Without presentation times, the n-th frame shown takes the n-th decoding time.
+        ordered = sorted(zip(times, self.key, strict=True), key=lambda item: item[0])
         timestamps = np.array([time for time, _ in ordered], np.float64) * unit
         timestamps.flags.writeable = False
-        fps, constant = _rate(timestamps, unit, self.video)
-        context, first = self.video.codec_context, self.first_frame
+        fps, constant = _rate(timestamps, unit, self.stream)
+        context, first = self.stream.codec_context, self.first.frame
         rotation = round(-first.rotation / 90) * 90 % 360 if first else 0
-        width, height = context.width, context.height
-        if rotation in (90, 270):
-            width, height = height, width
+        turned = rotation in (90, 270)
         return MediaInfo(
             path=path,
-            container=container,
+            container=self.container,
             frames=len(timestamps),
             fps=fps,
             timestamps=timestamps,
-            width=width,
-            height=height,
+            width=context.height if turned else context.width,
+            height=context.width if turned else context.height,
             rotation=rotation,
             codec=context.codec.canonical_name,
             pixel_format=first.format.name if first else context.pix_fmt or "unknown",
             constant_rate=constant,
-            audio=self._sound_info(),
-            timed=self.timed,
-            keyframes=np.array([i for i, (_, key) in enumerate(ordered) if key], np.int64),
+            audio=audio,
+            timed=timed,
+            keyframes=np.array([index for index, (_, key) in enumerate(ordered) if key], np.int64),
         )
 
-    def _sound_info(self) -> AudioInfo | None:
-        if self.sound is None or self.sound.codec_context is None or self.sound_start is None:
+
+class _SoundScan:
+    """Gathers the extent of a sound stream from its packets."""
+
+    def __init__(self, stream: AudioStream):
+        self.stream = stream
+        self.first = _FirstFrame()
+        self.start: int | None = None
+        self.end = 0
+
+    def add(self, packet: av.Packet) -> None:
+        self.first.offer(packet)
+        if packet.pts is None or packet.is_discard:
+            return
+        end = packet.pts + (packet.duration or 0)
+        self.start, self.end = (packet.pts, end) if self.start is None else (self.start, max(self.end, end))
+
+    def info(self) -> AudioInfo | None:
+        if self.start is None:
             return None
-        unit = tick(self.sound)
-        first = self.first_sound
+        unit, context, first = tick(self.stream), self.stream.codec_context, self.first.frame
         # A decoder drops priming samples and moves the first frame's time accordingly.
-        offset = (first.pts if first is not None and first.pts is not None else self.sound_start) * unit
-        context = self.sound.codec_context
-        end = (self.sound_end or 0) * unit
-        codec = context.codec.canonical_name
-        return AudioInfo(offset, max(end - offset, 0.0), context.sample_rate, context.channels, codec)
+        offset = (self.start if first is None or first.pts is None else first.pts) * unit
+        duration = max(self.end * unit - offset, 0.0)
+        return AudioInfo(offset, duration, context.sample_rate, context.channels, context.codec.canonical_name)
+
+
+def _nominal_rate(stream: VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _rate(timestamps: np.ndarray, unit: float, stream: VideoStream) -> tuple[float, bool]:
     """Average frames a second, and whether the rate is constant, up to rounding to the container's tick."""
     if len(timestamps) < 2 or timestamps[-1] <= timestamps[0]:
-        return float(stream.average_rate or stream.guessed_rate or 30), True
+        return _nominal_rate(stream), True
     steps = np.diff(timestamps)
     mean = float(timestamps[-1] - timestamps[0]) / len(steps)
     rounding = unit if unit < mean / 5 else 0.0  # rounding makes the steps differ by one tick, where ticks are fine

@@ -125,11 +125,10 @@ def _assemble(blocks, start: int, end: int) -> np.ndarray:
 def _blocks(path: Path, sample_rate: int, notes: list[str]) -> Iterator[Block]:
     """Blocks of mono samples in order, none overlapping another. A line is added to `notes` for sound that is lost."""
     with open_media(path) as container:
-        stream = pick(container.streams.audio)
+        stream = pick([stream for stream in container.streams.audio if stream.codec_context is not None])
         if stream is None:
-            return
-        if stream.codec_context is None:
-            notes.append(f"{path}: no decoder for its sound: silence is used")
+            if container.streams.audio:
+                notes.append(f"{path}: no decoder for its sound: silence is used")
             return
         unit = tick(stream)
         track = _Track(sample_rate)

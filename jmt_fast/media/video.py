@@ -3,10 +3,8 @@
 Index. A decoded frame's index is that of its presentation time among the times of `probe`, so a packet that is lost or
 damaged leaves a hole and never shifts the frames behind it.
 
-Colour. Every YUV video is converted with the BT.601 matrix, whatever matrix it is tagged with, because DALI does so and
-frames must be equal on a CPU and on a GPU. The pixel format alone says the range: `yuvj*` is full, all else limited.
-
-Pixels are taken as square. Frames are turned by the display matrix to the nearest quarter turn; it does not mirror them.
+Colour follows the rule in `colour.py`. Pixels are taken as square. The display matrix turns a frame, to the nearest
+quarter turn, and never mirrors it.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from jmt_fast.errors import MediaError
+from jmt_fast.media.colour import ToRGB
 from jmt_fast.media.container import ignore_others, open_media, packets, tick
 from jmt_fast.media.probe import MediaInfo, probe, video_stream
 
@@ -55,6 +53,7 @@ def select(
     `indices` must ascend strictly (else ValueError) and are read lazily. Decoding is linear, from the last keyframe
     before the first wanted frame; only wanted frames are converted. Frames that cannot be decoded are left out, and the
     iteration ends with the stream. Raises MediaError if the file cannot be opened or none of its frames can be decoded.
+    FFmpeg patches a damaged frame from frames before it: only such a frame can depend on where decoding began.
     """
     path = Path(path)
     wanted = _ascending(indices)
@@ -64,7 +63,9 @@ def select(
     info = info or probe(path)
     if first >= info.frames:
         return
-    convert = _Converter(info)
+    to_rgb = ToRGB()
+    turns = -info.rotation // 90  # numpy turns counter-clockwise
+    width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
     target: int | None = first
     decoded = False
     for index, frame in _decode(path, info, first):
@@ -72,7 +73,9 @@ def select(
         while target is not None and target < index:
             target = next(wanted, None)
         if target == index:
-            yield index, float(info.timestamps[index]), convert(frame)
+            # A stream may change its size on the way: every frame comes out in the size that `probe` tells.
+            rgb = to_rgb(frame, width, height)
+            yield index, float(info.timestamps[index]), np.ascontiguousarray(np.rot90(rgb, turns))
             target = next(wanted, None)
         if target is None:
             return
@@ -142,24 +145,3 @@ def _decoded(stream: VideoStream, packets: Iterator[av.Packet]) -> Iterator[av.V
             yield from stream.codec_context.decode(packet)
         except av.FFmpegError:
             yield None
-
-
-class _Converter:
-    """Decoded frame -> (H, W, 3) uint8 RGB by the rules above. One per decode: it keeps the scaler's tables."""
-
-    def __init__(self, info: MediaInfo):
-        self.turns = -info.rotation // 90  # numpy turns counter-clockwise
-        self.width, self.height = (info.height, info.width) if self.turns % 2 else (info.width, info.height)
-        self.reformatter = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        full = frame.format.name.startswith("yuvj")
-        matrix: dict = {}
-        if not frame.format.is_rgb:
-            reach = ColorRange.JPEG if full else ColorRange.MPEG
-            matrix = {"src_colorspace": Colorspace.ITU601, "src_color_range": reach}
-        # A stream may change its size on the way: every frame comes out in the size that `probe` tells.
-        rgb = self.reformatter.reformat(
-            frame, self.width, self.height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1, **matrix
-        ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, self.turns)) if self.turns else rgb
