@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.video.resnet import BasicBlock as VideoBlock
 from torchvision.models.video.resnet import Conv2Plus1D
@@ -59,10 +59,7 @@ class VisualBackbone(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames (B, 3, 8, crop, crop), normalised -> (B, features). ValueError for another shape of a sample."""
-        expected = (3, CLIP_FRAMES, self.crop, self.crop)
-        if frames.dim() != 5 or tuple(frames.shape[1:]) != expected:
-            raise ValueError(f"frames: shape (B, {', '.join(map(str, expected))}) expected, got {tuple(frames.shape)}")
-        maps = self.stem(frames)
+        maps = self.stem(_checked("frames", frames, (3, CLIP_FRAMES, self.crop, self.crop)))
         for index in range(len(self.config.widths)):
             maps = self.get_submodule(f"layer{index + 1}")(maps)
         return self.project(self._pool(maps))
@@ -107,9 +104,8 @@ class AudioBackbone(nn.Module):
 
     def forward(self, spectrograms: Tensor) -> Tensor:
         """spectrograms (B, 1, mels, columns), normalised -> (B, features). ValueError for other channels."""
-        if spectrograms.dim() != 4 or spectrograms.shape[1] != 1:
-            raise ValueError(f"spectrograms: shape (B, 1, mels, columns) expected, got {tuple(spectrograms.shape)}")
-        maps = self.maxpool(self.relu(self.bn1(self.conv1(spectrograms))))
+        checked = _checked("spectrograms", spectrograms, (1, None, None))
+        maps = self.maxpool(self.relu(self.bn1(self.conv1(checked))))
         return self.layer4(self.layer3(self.layer2(self.layer1(maps)))).mean((2, 3))
 
     def sequence(self, features: Tensor) -> Tensor:
@@ -143,6 +139,18 @@ class Backbones:
         return {
             f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
         }
+
+
+@fx.wrap  # a branch on shapes: traced as one call
+def _checked(name: str, batch: Tensor, sample: tuple[int | None, ...]) -> Tensor:
+    """`batch` itself. ValueError unless its shape is (B, *sample), where None stands for any size."""
+    given = tuple(batch.shape)
+    if len(given) != 1 + len(sample) or any(
+        size not in (None, found) for size, found in zip(sample, given[1:], strict=True)
+    ):
+        expected = ", ".join("any" if size is None else str(size) for size in sample)
+        raise ValueError(f"{name}: shape (B, {expected}) expected, got {given}")
+    return batch
 
 
 def _video_block(channels: int, out: int, stride: int, shortcut: nn.Module | None) -> nn.Module:
