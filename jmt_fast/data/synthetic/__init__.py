@@ -1,0 +1,5 @@
+"""Rendered talking faces and synthesised voices with known valence and arousal. See docs/synthetic.md."""
+
+from jmt_fast.data.synthetic.write import Recipe, synthesise
+
+__all__ = ["Recipe", "synthesise"]
