@@ -267,6 +267,8 @@ def test_silence_is_the_floor(graph):
     got = graph.spectrograms(np.zeros((2, SOUND.samples), np.float32))
     assert got.shape == (2, 1, 64, 107)
     torch.testing.assert_close(got, torch.full_like(got, floor))
+    not_numbers = graph.spectrograms(np.full((2, SOUND.samples), np.nan, np.float32))
+    torch.testing.assert_close(not_numbers, torch.full_like(got, floor))
 
 
 def test_other_lengths_and_settings():
