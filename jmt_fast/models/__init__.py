@@ -5,6 +5,7 @@ from __future__ import annotations
 from jmt_fast.models.backbones import AudioBackbone, Backbones, VisualBackbone
 from jmt_fast.models.fusion import JMT
 from jmt_fast.models.inference_copy import fast_inference
+from jmt_fast.models.prepared import PreparedFusion, prepare_fusion
 from jmt_fast.models.reference import ReferenceJMT
 from jmt_fast.models.weights import load_backbones, save_backbones
 
@@ -15,9 +16,11 @@ __all__ = [
     "AudioBackbone",
     "Backbones",
     "Checkpoint",
+    "PreparedFusion",
     "ReferenceJMT",
     "VisualBackbone",
     "fast_inference",
     "load_backbones",
+    "prepare_fusion",
     "save_backbones",
 ]

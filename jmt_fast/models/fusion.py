@@ -51,8 +51,8 @@ class JMT(
         hidden = F.linear(fused, *_stacked(self.valence[0], self.arousal[0])).relu()  # (B, L, 2 * HEAD)
         hidden = F.dropout(hidden, self.config.head_dropout, self.training).unflatten(-1, (2, -1))
         weight, bias = _stacked(self.valence[3], self.arousal[3])
-        result = (hidden.to(weight.dtype) * weight).sum(-1) + bias
-        result = result.to(torch.promote_types(result.dtype, torch.float32))
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        result = (hidden.to(dtype) * weight).sum(-1) + bias
         return result if valid is None else result.masked_fill(~valid[..., None], 0)
 
     def embed(self, audio: Tensor, visual: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -127,16 +127,9 @@ class FusionParameters(nn.Module):
 
     def checked(self, audio: Tensor, visual: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """The two inputs with rows that are not present set to 0, so that not even a NaN there can spread."""
-        if audio.ndim != 3 or audio.shape[-1] != self.config.dim:
-            raise ValueError(f"audio has shape {tuple(audio.shape)}, not (B, L, {self.config.dim})")
-        if visual.shape != (*audio.shape[:2], self.config.visual_dim):
-            expected = (*audio.shape[:2], self.config.visual_dim)
-            raise ValueError(f"visual has shape {tuple(visual.shape)}, not {expected} as audio's shape demands")
+        check_inputs(self.config, audio, visual, valid)
         if valid is None:
             return audio, visual
-        if valid.shape != audio.shape[:2] or valid.dtype != torch.bool:
-            found, expected = tuple(valid.shape), tuple(audio.shape[:2])
-            raise ValueError(f"valid is {valid.dtype} of shape {found}, not torch.bool of shape {expected}")
         absent = ~valid[..., None]
         return audio.masked_fill(absent, 0), visual.masked_fill(absent, 0)
 
@@ -147,3 +140,15 @@ class FusionParameters(nn.Module):
         return nn.Sequential(
             nn.Linear(self.embed_dim, HEAD), nn.ReLU(), nn.Dropout(self.config.head_dropout), nn.Linear(HEAD, 1)
         )
+
+
+def check_inputs(config: JMTConfig, audio: Tensor, visual: Tensor, valid: Tensor | None) -> None:
+    """ValueError naming the argument that is not audio (B, L, dim), visual (B, L, visual_dim) or valid bool (B, L)."""
+    if audio.ndim != 3 or audio.shape[-1] != config.dim:
+        raise ValueError(f"audio has shape {tuple(audio.shape)}, not (B, L, {config.dim})")
+    expected = (*audio.shape[:2], config.visual_dim)
+    if visual.shape != expected:
+        raise ValueError(f"visual has shape {tuple(visual.shape)}, not {expected} as audio's shape demands")
+    if valid is not None and (valid.shape != expected[:2] or valid.dtype != torch.bool):
+        found = f"{valid.dtype} of shape {tuple(valid.shape)}"
+        raise ValueError(f"valid is {found}, not torch.bool of shape {expected[:2]}")
