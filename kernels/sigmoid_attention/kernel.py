@@ -4,12 +4,12 @@ Notation: P = sigmoid(scale * Q K^T + bias), O = P V, dP = dO V^T, dS = P (1 - P
 dK = scale * dS^T Q, dV = P^T dO. P is computed anew in every pass; no row statistics exist, so no pass prepares them.
 
 Masked keys, like keys past the end, are loaded as zero rows of K and V. A zero V row cancels its weight in O, makes its
-dP and so its dS zero, and whatever such a row held (NaN included) is never multiplied. Only dK and dV need a mask.
+dP, its dS and its dK zero, and whatever such a row held (NaN included) is never multiplied. Only dV needs a mask.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import triton
 import triton.language as tl
@@ -30,9 +30,10 @@ def _tile(x, first, stride_row, stride_dim, ROWS: tl.constexpr, WIDTH: tl.conste
 @triton.jit
 def _inside(rows, DIM: tl.constexpr, WIDTH: tl.constexpr):
     """Mask (ROWS, WIDTH) from a mask of rows: D is padded to the power of two that tiles need."""
-    if DIM == WIDTH:
-        return rows[:, None]
-    return rows[:, None] & (tl.arange(0, WIDTH) < DIM)[None, :]
+    inside = rows[:, None]
+    if DIM != WIDTH:
+        inside = inside & (tl.arange(0, WIDTH) < DIM)[None, :]
+    return inside
 
 
 @triton.jit
@@ -76,7 +77,7 @@ def _forward(
         k_rows = tl.load(_tile(k + batch * kb + head * kh, first_k, kl, kd, KEYS, WIDTH), mask=live, other=0.0)
         v_rows = tl.load(_tile(v + batch * vb + head * vh, first_k, vl, vd, KEYS, WIDTH), mask=live, other=0.0)
         scores = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        p = 1.0 / (1.0 + tl.exp2(scores * a + b))
+        p = 1.0 / (1.0 + tl.exp2(tl.fma(scores, a, b)))
         sums = tl.dot(p.to(v_rows.dtype), v_rows, sums, input_precision="ieee")
     out_tile = _tile(out + batch * ob + head * oh, first_q, ol, od, QUERIES, WIDTH)
     tl.store(out_tile, sums.to(out.dtype.element_ty), mask=in_q)
@@ -112,7 +113,7 @@ def _backward_keys(
         q_rows = tl.load(_tile(q + batch * qb + head * qh, first_q, ql, qd, QUERIES, WIDTH), mask=in_q, other=0.0)
         g_rows = tl.load(_tile(grad + batch * gb + head * gh, first_q, gl, gd, QUERIES, WIDTH), mask=in_q, other=0.0)
         scores = tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")
-        p = 1.0 / (1.0 + tl.exp2(scores * a + b))
+        p = 1.0 / (1.0 + tl.exp2(tl.fma(scores, a, b)))
         dp = tl.dot(v_rows, tl.trans(g_rows), input_precision="ieee")
         ds = (p * (1.0 - p) * dp).to(q_rows.dtype)
         dv_sums = tl.dot(p.to(g_rows.dtype), g_rows, dv_sums, input_precision="ieee")
@@ -122,8 +123,8 @@ def _backward_keys(
             dq_tile = _tile(dq + batch * dqb + head * dqh, first_q, dql, dqd, QUERIES, WIDTH)
             tl.store(dq_tile, dq_rows.to(dq.dtype.element_ty), mask=in_q)
 
-    # A masked key has p > 0 over its zero K row, and so non-zero sums.
-    dk_rows = tl.where(live[:, None], dk_sums * scale, 0.0).to(dk.dtype.element_ty)
+    dk_rows = (dk_sums * scale).to(dk.dtype.element_ty)
+    # Over its zero K row a masked key has the weight sigmoid(bias), not 0.
     dv_rows = tl.where(live[:, None], dv_sums, 0.0).to(dv.dtype.element_ty)
     exists = _inside(first_k + tl.arange(0, KEYS) < len_k, DIM, WIDTH)
     tl.store(_tile(dk + batch * dkb + head * dkh, first_k, dkl, dkd, KEYS, WIDTH), dk_rows, mask=exists)
@@ -154,7 +155,7 @@ def _backward_queries(
         k_rows = tl.load(_tile(k + batch * kb + head * kh, first_k, kl, kd, KEYS, WIDTH), mask=live, other=0.0)
         v_rows = tl.load(_tile(v + batch * vb + head * vh, first_k, vl, vd, KEYS, WIDTH), mask=live, other=0.0)
         scores = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        p = 1.0 / (1.0 + tl.exp2(scores * a + b))
+        p = 1.0 / (1.0 + tl.exp2(tl.fma(scores, a, b)))
         dp = tl.dot(g_rows, tl.trans(v_rows), input_precision="ieee")
         ds = (p * (1.0 - p) * dp).to(k_rows.dtype)
         sums = tl.dot(ds, k_rows, sums, input_precision="ieee")
@@ -176,46 +177,47 @@ def launch_settings(kernel: str, itemsize: int, dim: int, len_q: int, len_k: int
     """Settings of `forward`, `backward_keys` or `backward_queries`, by heuristic.
 
     Tiles shrink as a row (`dim * itemsize` bytes) grows, so that one setting fits every target: at most the 99 KiB of
-    shared memory of sm_86, sm_89 and sm_120, and no register spills up to D = 128 (`jmt_fast.kernels.aot` prints both).
+    shared memory of sm_86, sm_89 and sm_120, and no register spills at D = 64, 128 (`jmt_fast.kernels.aot` shows both).
     No tile is longer than the sequence needs.
     """
-    width = tile_width(dim)
-    wide = _SETTINGS[kernel, itemsize == 4]
-    launch = next(setting for limit, setting in wide if width <= limit)
-    queries, keys = min(launch.queries, tile_width(len_q)), min(launch.keys, tile_width(len_k))
-    return Launch(queries, keys, launch.warps, launch.stages)
+    launch = next(setting for limit, setting in _SETTINGS[kernel, itemsize == 4] if dim <= limit)
+    return replace(launch, queries=_shortened(launch.queries, len_q), keys=_shortened(launch.keys, len_k))
 
 
-def tile_width(n: int) -> int:
-    """The next power of two, and at least the 16 that a matrix instruction needs."""
-    return max(16, triton.next_power_of_2(n))
+def tile_width(dim: int) -> int:
+    """D padded to a power of two, and to at least the 16 that a matrix instruction needs."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def _shortened(rows: int, length: int) -> int:
+    """Halve a tile while it still holds the sequence. Only compares `length`, which may be symbolic under compile."""
+    while rows > 16 and length <= rows // 2:
+        rows //= 2
+    return rows
 
 
 # (kernel, operands are FP32): settings by the largest padded D they serve.
 _SETTINGS = {
     ("forward", False): (
-        (64, Launch(128, 64, 4, 3)), (128, Launch(128, 64, 8, 2)), (256, Launch(64, 32, 8, 2)),
+        (64, Launch(128, 64, 8, 3)), (128, Launch(128, 64, 8, 2)), (256, Launch(64, 32, 8, 2)),
         (512, Launch(32, 16, 8, 2)),
     ),
     ("forward", True): (
-        (64, Launch(64, 32, 4, 2)), (128, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)),
-        (512, Launch(16, 16, 8, 1)),
+        (64, Launch(64, 32, 8, 1)), (128, Launch(32, 16, 8, 1)), (512, Launch(16, 16, 8, 1)),
     ),
     ("backward_keys", False): (
-        (64, Launch(64, 64, 4, 2)), (128, Launch(32, 64, 4, 2)), (256, Launch(16, 32, 8, 1)),
+        (64, Launch(64, 64, 4, 2)), (128, Launch(64, 64, 8, 2)), (256, Launch(16, 32, 8, 1)),
         (512, Launch(16, 16, 8, 1)),
     ),
     ("backward_keys", True): (
-        (64, Launch(32, 32, 8, 1)), (128, Launch(16, 16, 8, 1)), (256, Launch(16, 16, 8, 1)),
-        (512, Launch(16, 16, 8, 1)),
+        (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
     ),
     ("backward_queries", False): (
-        (64, Launch(64, 64, 4, 2)), (128, Launch(64, 32, 4, 2)), (256, Launch(32, 16, 8, 1)),
+        (64, Launch(64, 64, 4, 2)), (128, Launch(64, 64, 8, 2)), (256, Launch(32, 32, 8, 1)),
         (512, Launch(16, 16, 8, 1)),
     ),
     ("backward_queries", True): (
-        (64, Launch(32, 32, 8, 1)), (128, Launch(16, 16, 8, 1)), (256, Launch(16, 16, 8, 1)),
-        (512, Launch(16, 16, 8, 1)),
+        (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
     ),
 }  # fmt: skip
 
@@ -224,8 +226,7 @@ def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, valid: Tensor | None, scale: float, shift: float, out: Tensor
 ) -> None:
     """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0."""
-    batch, heads, len_q, dim = q.shape
-    len_k = k.shape[2]
+    batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     launch = launch_settings("forward", q.element_size(), dim, len_q, len_k)
     wrap_triton(_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, out, *_options(q, bias, valid),
@@ -239,8 +240,7 @@ def launch_backward(
     shift: float, dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> None:  # fmt: skip
     """Fill `dq`, `dk` and `dv` from `grad` (B, H, Lq, D): two deterministic passes, or one if a tile holds it all."""
-    batch, heads, len_q, dim = q.shape
-    len_k = k.shape[2]
+    batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     inputs = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     scalars = (*_valid_strides(valid), heads, len_q, len_k, scale, shift)
 

@@ -1,0 +1,25 @@
+"""The kernels' numbers with no GPU: the device tests under Triton's interpreter.
+
+In a process of its own, because TRITON_INTERPRET must be set before the first `triton.jit`, and would disturb
+`torch.compile` in this one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_kernels_under_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/gpu/test_sigmoid_attention.py", "-p", "no:cacheprovider"],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= 60, done.stdout[-2000:]  # nothing was quietly skipped
