@@ -177,8 +177,8 @@ def launch_settings(kernel: str, itemsize: int, dim: int, len_q: int, len_k: int
     """Settings of `forward`, `backward_keys` or `backward_queries`, by heuristic.
 
     Tiles shrink as a row (`dim * itemsize` bytes) grows, so that one setting fits every target: at most the 99 KiB of
-    shared memory of sm_86, sm_89 and sm_120, and no register spills at D = 64, 128 (`jmt_fast.kernels.aot` shows both).
-    No tile is longer than the sequence needs.
+    shared memory of sm_86, sm_89 and sm_120, and no register spills for 16-bit operands at D = 64
+    and 128; elsewhere at most 40 bytes a thread (`jmt_fast.kernels.aot` shows both). No tile is longer than needed.
     """
     launch = next(setting for limit, setting in _SETTINGS[kernel, itemsize == 4] if dim <= limit)
     return replace(launch, queries=_shortened(launch.queries, len_q), keys=_shortened(launch.keys, len_k))
