@@ -17,7 +17,6 @@ from av.stream import Discard, Disposition
 from jmt_fast.errors import MediaError
 
 MAX_SIDE = 16_384  # pixels; also bounds an image to 2**28 pixels
-OPTIONS = {"protocol_whitelist": "file"}  # a playlist cannot make FFmpeg fetch from a network
 TEXT_FORMATS = {"tty"}  # FFmpeg renders a text file as a video of a terminal
 PICTURE_FORMATS = {"image2", "ico"}  # besides `<codec>_pipe`
 
@@ -35,7 +34,7 @@ def open_media(path: str | os.PathLike[str]) -> Iterator[av.container.InputConta
     try:
         # `file:` keeps a colon or a `%d` in a name from being read as a protocol or a pattern. Tags in an old code
         # page are common in AVI and must not stop the opening.
-        container = av.open(f"file:{path.absolute()}", "r", options=dict(OPTIONS), metadata_errors="replace")
+        container = av.open(f"file:{path.absolute()}", "r", metadata_errors="replace")
     except PermissionError:
         raise MediaError(f"{path}: not readable: permission denied; change its permissions") from None
     except FileNotFoundError:

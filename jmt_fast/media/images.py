@@ -46,7 +46,6 @@ class ImageFolder:
         try:
             decoded = self._decoder.decode(av.Packet(data))
         except av.FFmpegError:
-            self._decoder.flush_buffers()
             return None
         if not decoded or max(decoded[0].width, decoded[0].height) > MAX_SIDE:
             return None

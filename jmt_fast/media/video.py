@@ -101,8 +101,8 @@ def _decode(path: Path, info: MediaInfo, first: int) -> Iterator[tuple[int, av.V
             # demuxer went elsewhere or it is damaged: what follows could then differ from a linear decode.
             if not found and index > key:
                 break
-            found = found or index == key
-            if found:
+            if index >= key:
+                found = True
                 yield index, frame
         if found:
             return

@@ -1,4 +1,4 @@
-"""Everything a user can hand over that is not a usable video: one line that names the file, the reason and the remedy."""
+"""What a user can hand over that is no usable video: one line that names the file, the reason and the remedy."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ def test_a_bad_file_does_not_spoil_the_next(folder, kit):
 def test_colours(tmp_path, subsampling):
     """Against the picture that was saved: a smooth one, so that JPEG itself loses little."""
     ramp = np.linspace(30, 220, 112)
-    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.full((1, 1), 90.0)), axis=2).astype(np.uint8)
+    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.full((1, 1), 90.0)), axis=2).astype(
+        np.uint8
+    )
     Image.fromarray(picture).save(tmp_path / "00001.jpg", quality=98, subsampling=subsampling)
     frame = ImageFolder(tmp_path, 1)[0]
     assert np.abs(frame.astype(int) - picture).max() <= 6

@@ -13,16 +13,16 @@ VARYING = tuple(np.cumsum([0.0] + [(33, 40, 17, 50)[n % 4] / 1000 for n in range
 NTSC = Fraction(30_000, 1001)
 
 CONSTANT = {
-    "h264 mp4": dict(),
-    "h264 mp4 odd": dict(size=(97, 65), pixel_format="yuv444p"),
-    "hevc mov": dict(codec="libx265", suffix="mov"),
-    "vp9 webm odd": dict(codec="libvpx-vp9", suffix="webm", size=(97, 65)),
-    "vp8 webm": dict(codec="libvpx", suffix="webm"),
-    "mpeg4 avi": dict(codec="mpeg4", suffix="avi", b_frames=0),
-    "mjpeg avi": dict(codec="mjpeg", suffix="avi", pixel_format="yuvj420p"),
-    "h264 avi, B-frames": dict(suffix="avi"),
-    "h264 mkv 29.97": dict(suffix="mkv", rate=NTSC, times=tuple(float(n / NTSC) for n in range(40))),
-    "h264 ts from 1.5 s": dict(suffix="ts", times=tuple(1.5 + n / 25 for n in range(40)), rate=Fraction(25)),
+    "h264 mp4": {},
+    "h264 mp4 odd": {"size": (97, 65), "pixel_format": "yuv444p"},
+    "hevc mov": {"codec": "libx265", "suffix": "mov"},
+    "vp9 webm odd": {"codec": "libvpx-vp9", "suffix": "webm", "size": (97, 65)},
+    "vp8 webm": {"codec": "libvpx", "suffix": "webm"},
+    "mpeg4 avi": {"codec": "mpeg4", "suffix": "avi", "b_frames": 0},
+    "mjpeg avi": {"codec": "mjpeg", "suffix": "avi", "pixel_format": "yuvj420p"},
+    "h264 avi, B-frames": {"suffix": "avi"},
+    "h264 mkv 29.97": {"suffix": "mkv", "rate": NTSC, "times": tuple(float(n / NTSC) for n in range(40))},
+    "h264 ts from 1.5 s": {"suffix": "ts", "times": tuple(1.5 + n / 25 for n in range(40)), "rate": Fraction(25)},
 }
 NAMES = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libvpx": "vp8"}
 
@@ -33,7 +33,9 @@ def test_constant_rate(film, kit, case):
     info = probe(film(**CONSTANT[case]))
     assert info.frames == len(spec.times)
     # Matroska and WebM round times to a millisecond.
-    np.testing.assert_allclose(info.timestamps, spec.times, rtol=0, atol=6e-4 if spec.suffix in ("mkv", "webm") else 1e-9)
+    np.testing.assert_allclose(
+        info.timestamps, spec.times, rtol=0, atol=6e-4 if spec.suffix in ("mkv", "webm") else 1e-9
+    )
     assert info.constant_rate
     assert info.fps == pytest.approx(float(spec.rate), rel=2e-3)
     assert (info.width, info.height, info.rotation) == (*spec.size, 0)
@@ -44,7 +46,7 @@ def test_constant_rate(film, kit, case):
     assert info.keyframes[0] == 0
 
 
-@pytest.mark.parametrize("fields", [dict(codec="libx265", suffix="mov"), dict(), dict(suffix="mkv")], ids=str)
+@pytest.mark.parametrize("fields", [{"codec": "libx265", "suffix": "mov"}, {}, {"suffix": "mkv"}], ids=str)
 def test_variable_rate(film, fields):
     info = probe(film(times=VARYING, **fields))
     np.testing.assert_allclose(info.timestamps, VARYING, rtol=0, atol=1e-9)
@@ -67,7 +69,7 @@ def test_mpeg4_with_b_frames_in_avi(film):
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation(film, rotation):
     path = film(rotation=rotation, size=(96, 64))
-    # ISO 14496-12, 8.3.2: x' = a x + c y, y' = b x + d y with y downwards, so a quarter turn clockwise is (0, 1, -1, 0).
+    # ISO 14496-12, 8.3.2: x' = a x + c y, y' = b x + d y, y downwards: a quarter turn clockwise is (0, 1, -1, 0).
     at = path.read_bytes().index(b"tkhd") + 4 + 40
     a, b, _, c, d = struct.unpack(">5i", path.read_bytes()[at : at + 20])
     one = 1 << 16
@@ -135,12 +137,13 @@ def test_tags_in_an_old_code_page(film, tmp_path):
     assert probe(odd).frames == 40
 
 
-@pytest.mark.parametrize("name", ["take 1: intro.mp4", "100%d.mp4", "Gesicht-Ä.mp4", "file:x.mp4"])
-def test_names(film, tmp_path, name):
-    path = tmp_path / name
-    path.write_bytes(film().read_bytes())
-    assert probe(path).frames == 40
-    assert probe(str(path)).path == path
+@pytest.mark.parametrize("name", ["take:1.mp4", "100%d.mp4", "Gesicht-Ä.mp4", "file:x.mp4", "-", "http:x"])
+def test_names(film, tmp_path, monkeypatch, name):
+    """A relative name that FFmpeg could take for an address, a pattern or the standard input."""
+    (tmp_path / name).write_bytes(film().read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert probe(name).frames == 40
+    assert str(probe(tmp_path / name).path) == str(tmp_path / name)
 
 
 def test_the_default_stream_is_taken_and_cover_art_is_not(kit, tmp_path):
@@ -149,7 +152,9 @@ def test_the_default_stream_is_taken_and_cover_art_is_not(kit, tmp_path):
     with av.open(str(path), "w") as container:
         packets = []
         for count, disposition in ((1, "attached_pic"), (10, None), (20, "default")):
-            made = kit.video_packets(container, kit.Film(times=kit.steps(count), codec="mjpeg", pixel_format="yuvj420p"))
+            made = kit.video_packets(
+                container, kit.Film(times=kit.steps(count), codec="mjpeg", pixel_format="yuvj420p")
+            )
             made[0].stream.disposition = getattr(av.stream.Disposition, disposition) if disposition else 0
             packets += made
         for packet in sorted(packets, key=lambda p: p.dts):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,29 +11,34 @@ import pytest
 from nvidia.dali import fn, pipeline_def
 
 from jmt_fast.errors import MediaError
-from jmt_fast.media import frames, probe, select
+from jmt_fast.media import frames, probe, select, video
 
 VARYING = tuple(np.cumsum([0.0] + [(33, 40, 17, 50)[n % 4] / 1000 for n in range(69)]).tolist())
 
 FILMS = {
-    "h264 mp4": dict(),
-    "h264 mp4 odd": dict(size=(97, 65), pixel_format="yuv444p"),
-    "h264 mp4 varying": dict(times=VARYING),
-    "h264 mkv varying": dict(times=VARYING, suffix="mkv"),
-    "h264 mp4 pyramid": dict(b_frames=4, codec_options=(("preset", "medium"), ("x264-params", "b-pyramid=normal:b-adapt=0"))),
-    "h264 ts": dict(suffix="ts", times=tuple(1.5 + n / 25 for n in range(40)), rate=Fraction(25)),
-    "h264 avi": dict(suffix="avi"),
-    "h264 avi pyramid": dict(
-        suffix="avi", b_frames=4, codec_options=(("preset", "medium"), ("x264-params", "b-pyramid=normal:b-adapt=0"))
-    ),
-    "hevc mov varying": dict(codec="libx265", suffix="mov", times=VARYING),
-    "hevc mp4": dict(codec="libx265"),
-    "vp9 webm odd": dict(codec="libvpx-vp9", suffix="webm", size=(97, 65)),
-    "vp8 webm": dict(codec="libvpx", suffix="webm"),
-    "mpeg4 avi": dict(codec="mpeg4", suffix="avi"),
-    "mpeg4 avi odd": dict(codec="mpeg4", suffix="avi", size=(97, 65), b_frames=0),
-    "mjpeg avi odd": dict(codec="mjpeg", suffix="avi", size=(97, 65), pixel_format="yuvj420p"),
-    "ffv1 rgb mkv": dict(codec="ffv1", suffix="mkv", pixel_format="bgr0"),
+    "h264 mp4": {},
+    "h264 mp4 odd": {"size": (97, 65), "pixel_format": "yuv444p"},
+    "h264 mp4 varying": {"times": VARYING},
+    "h264 mkv varying": {"times": VARYING, "suffix": "mkv"},
+    "h264 mp4 pyramid": {
+        "b_frames": 4,
+        "codec_options": (("preset", "medium"), ("x264-params", "b-pyramid=normal:b-adapt=0")),
+    },
+    "h264 ts": {"suffix": "ts", "times": tuple(1.5 + n / 25 for n in range(40)), "rate": Fraction(25)},
+    "h264 avi": {"suffix": "avi"},
+    "h264 avi pyramid": {
+        "suffix": "avi",
+        "b_frames": 4,
+        "codec_options": (("preset", "medium"), ("x264-params", "b-pyramid=normal:b-adapt=0")),
+    },
+    "hevc mov varying": {"codec": "libx265", "suffix": "mov", "times": VARYING},
+    "hevc mp4": {"codec": "libx265"},
+    "vp9 webm odd": {"codec": "libvpx-vp9", "suffix": "webm", "size": (97, 65)},
+    "vp8 webm": {"codec": "libvpx", "suffix": "webm"},
+    "mpeg4 avi": {"codec": "mpeg4", "suffix": "avi"},
+    "mpeg4 avi odd": {"codec": "mpeg4", "suffix": "avi", "size": (97, 65), "b_frames": 0},
+    "mjpeg avi odd": {"codec": "mjpeg", "suffix": "avi", "size": (97, 65), "pixel_format": "yuvj420p"},
+    "ffv1 rgb mkv": {"codec": "ffv1", "suffix": "mkv", "pixel_format": "bgr0"},
 }
 
 
@@ -46,7 +52,9 @@ def test_every_frame_has_its_index_and_time(film, kit, case):
     assert [index for index, _, _ in seen] == list(range(count))
     assert [kit.number_of(frame) for _, _, frame in seen] == list(range(count))
     assert [time for _, time, _ in seen] == info.timestamps.tolist()
-    assert all(f.shape == (spec.size[1], spec.size[0], 3) and f.dtype == np.uint8 and f.flags.c_contiguous for _, _, f in seen)
+    assert all(
+        f.shape == (spec.size[1], spec.size[0], 3) and f.dtype == np.uint8 and f.flags.c_contiguous for _, _, f in seen
+    )
 
 
 @pytest.mark.parametrize("case", ["h264 mp4 varying", "hevc mov varying", "vp9 webm odd", "mpeg4 avi", "h264 avi"])
@@ -61,19 +69,23 @@ def test_select_gives_the_wanted_frames_only(film, kit, case):
 
 
 LONG = {
-    "h264 mp4": dict(keyframes=20),
-    "h264 open groups": dict(
-        keyframes=20, codec_options=(("preset", "medium"), ("x264-params", "open-gop=1:b-adapt=0:bframes=3:keyint=20"))
-    ),
-    "hevc mov open groups": dict(
-        codec="libx265", suffix="mov", keyframes=20, codec_options=(("x265-params", "log-level=none:open-gop=1:keyint=20"),)
-    ),
-    "h264 mkv, one keyframe": dict(suffix="mkv", keyframes=500),
-    "vp9 webm": dict(codec="libvpx-vp9", suffix="webm", keyframes=20),
-    "mpeg4 avi": dict(codec="mpeg4", suffix="avi", keyframes=20),
-    "h264 avi": dict(suffix="avi", keyframes=20),
-    "h264 ts": dict(suffix="ts", keyframes=20),
-    "hevc mkv, late": dict(codec="libx265", suffix="mkv", keyframes=15, start=2.0),
+    "h264 mp4": {"keyframes": 20},
+    "h264 open groups": {
+        "keyframes": 20,
+        "codec_options": (("preset", "medium"), ("x264-params", "open-gop=1:b-adapt=0:bframes=3:keyint=20")),
+    },
+    "hevc mov open groups": {
+        "codec": "libx265",
+        "suffix": "mov",
+        "keyframes": 20,
+        "codec_options": (("x265-params", "log-level=none:open-gop=1:keyint=20"),),
+    },
+    "h264 mkv, one keyframe": {"suffix": "mkv", "keyframes": 500},
+    "vp9 webm": {"codec": "libvpx-vp9", "suffix": "webm", "keyframes": 20},
+    "mpeg4 avi": {"codec": "mpeg4", "suffix": "avi", "keyframes": 20},
+    "h264 avi": {"suffix": "avi", "keyframes": 20},
+    "h264 ts": {"suffix": "ts", "keyframes": 20},
+    "hevc mkv, late": {"codec": "libx265", "suffix": "mkv", "keyframes": 15, "start": 2.0},
 }
 
 
@@ -89,12 +101,37 @@ def test_a_seek_changes_nothing(film, kit, case):
         assert all(np.array_equal(frame, linear[index]) for index, _, frame in got)
 
 
-def test_a_far_start_does_not_decode_from_the_beginning(film, kit):
-    """With everything before the last keyframes in ruins, only a seek can find the frames behind."""
-    path = film(times=kit.steps(200), keyframes=20, b_frames=0)
-    ruined = kit.damaged(path, "video", range(0, 140))
-    got = [(index, kit.number_of(frame)) for index, _, frame in frames(ruined, 165, 170)]
-    assert got == [(n, n) for n in range(165, 170)]
+def test_a_far_start_decodes_from_a_keyframe_near_it(film, kit, monkeypatch):
+    path = film(times=kit.steps(200), keyframes=20)
+    decoded = []
+    run = video._decoded
+
+    def count(*arguments):
+        for frame in run(*arguments):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "_decoded", count)
+    assert [kit.number_of(frame) for _, _, frame in frames(path, 165, 170)] == [165, 166, 167, 168, 169]
+    assert len(decoded) < 25
+
+
+def test_a_seek_to_a_damaged_keyframe_changes_nothing(film, kit):
+    """FFmpeg patches what follows from frames before the keyframe, so these must have been decoded."""
+    path = kit.damaged(film(times=kit.steps(200), keyframes=20, b_frames=0), "video", [160])
+    linear = {index: frame for index, _, frame in frames(path)}
+    got = list(frames(path, 165, 175))
+    assert [index for index, _, _ in got] == [index for index in range(165, 175) if index in linear]
+    assert all(np.array_equal(frame, linear[index]) for index, _, frame in got)
+
+
+def test_frames_of_unknown_times_are_left_out(film, kit):
+    """As where the packets were counted by another rule than the decoder's: no other frame moves."""
+    path = film()
+    info = probe(path)
+    without = replace(info, frames=39, timestamps=np.delete(info.timestamps, 20), keyframes=info.keyframes[:1])
+    got = [(index, kit.number_of(frame)) for index, _, frame in select(path, range(39), without)]
+    assert got == [(n, n if n < 20 else n + 1) for n in range(39)]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
@@ -105,7 +142,7 @@ def test_damaged_packets_leave_holes_and_shift_nothing(film, kit, suffix):
     assert seen == [(n, n) for n in range(40) if n not in holes]
 
 
-@pytest.mark.parametrize("fields", [dict(), dict(codec="libx265"), dict(codec="mpeg4", suffix="avi")], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"codec": "libx265"}, {"codec": "mpeg4", "suffix": "avi"}], ids=str)
 def test_a_damaged_group_of_pictures_does_not_shift_the_next(film, kit, fields):
     """Groups of 12; those of frames 12-23 are in ruins. What FFmpeg patches there is not judged, the rest is."""
     path = film(times=kit.steps(60), b_frames=0, **fields)
@@ -166,7 +203,7 @@ def test_reading_is_deterministic_and_threads_do_not_meet(film, kit):
         assert all(np.array_equal(a, b) for (_, _, a), (_, _, b) in zip(run, runs[0], strict=True))
 
 
-@pytest.mark.parametrize("arguments", [dict(start=-1), dict(stop=-1), dict(step=0), dict(step=-2)], ids=str)
+@pytest.mark.parametrize("arguments", [{"start": -1}, {"stop": -1}, {"step": 0}, {"step": -2}], ids=str)
 def test_wrong_ranges(film, arguments):
     with pytest.raises(ValueError, match="start="):
         frames(film(), **arguments)
@@ -208,8 +245,10 @@ def _flat(path, colour, pixel_format, matrix, reach):
 def test_colours_are_bt601_whatever_the_tag(tmp_path, colour, matrix, full):
     """ITU-R BT.601: Y in 16-235 and chroma in 16-240, or 0-255 where the pixel format says full range."""
     path = _flat(tmp_path / "flat.mp4", colour, "yuvj420p" if full else "yuv420p", matrix, 2 if full else 1)
-    y, cb, cr = (colour[0], *(c - 128 for c in colour[1:])) if full else (
-        (colour[0] - 16) * 255 / 219, *((c - 128) * 255 / 224 for c in colour[1:])
+    y, cb, cr = (
+        (colour[0], *(c - 128 for c in colour[1:]))
+        if full
+        else ((colour[0] - 16) * 255 / 219, *((c - 128) * 255 / 224 for c in colour[1:]))
     )
     expected = np.clip([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], 0, 255)
     _, _, frame = next(frames(path))
