@@ -73,7 +73,7 @@ class RunFolder:
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
             reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise JMTError(
-                f"{path}: cannot be written ({reason}); the checkpoint before is whole: make room and resume the run"
+                f"{path}: cannot be written ({reason}); what was there before is whole: put that right and resume"
             ) from error
 
 

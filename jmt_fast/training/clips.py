@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from jmt_fast.config import CLIP_FRAMES
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_labels, clip_times
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, JMTError, MediaError
@@ -39,9 +42,10 @@ class ClipCache:
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self._graph = graph
+        self._config = graph.frame_config
         self._starts: list[int] = []  # of each frame, its first byte in the file
         self._sizes: list[tuple[int, ...]] = []  # and its shape
-        targets, rows = [np.zeros((0, 2), np.float32)], [np.zeros((0, 8), np.int64)]
+        targets, rows = [np.zeros((0, 2), np.float32)], [np.zeros((0, CLIP_FRAMES), np.int64)]
         try:
             with path.open("wb") as file:
                 for number, recording in enumerate(recordings):
@@ -64,10 +68,32 @@ class ClipCache:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def inputs(
+        self,
+        clips: np.ndarray,
+        crop_x: np.ndarray | None = None,
+        crop_y: np.ndarray | None = None,
+        mirror: np.ndarray | None = None,
+    ) -> Tensor:
+        """The pictures of some clips: uint8 (n, 8, crop, crop, 3), by default the centre crop.
+
+        `crop_x`, `crop_y` in [0, 1] and `mirror`, one value a clip, place and flip the crop of all its frames.
+        """
+        side = self._config.crop
+        middle = np.full(len(clips), 0.5)
+        x, y = middle if crop_x is None else crop_x, middle if crop_y is None else crop_y
+        pictures = np.empty((len(clips), CLIP_FRAMES, side, side, 3), np.uint8)
+        for number, clip in enumerate(clips):
+            across = slice(None, None, -1 if mirror is not None and mirror[number] else 1)
+            for position, frame in enumerate(self.frames(clip)):
+                height, width, _ = frame.shape
+                top, left = int(y[number] * (height - side) + 0.5), int(x[number] * (width - side) + 0.5)
+                pictures[number, position] = frame[top : top + side, left : left + side][:, across]
+        return torch.from_numpy(pictures)
+
     def frames(self, clip: int) -> list[np.ndarray]:
         """The eight frames of a clip, each (h, w, 3) uint8, not copied."""
-        shown = [frame for frame in self._rows[clip] if frame != _BLACK]
-        black = np.zeros(self._sizes[shown[0]] if shown else (self._graph.frame_config.resize,) * 2 + (3,), np.uint8)
+        black = np.zeros((self._config.resize, self._config.resize, 3), np.uint8)
         return [black if frame == _BLACK else self._frame(frame) for frame in self._rows[clip]]
 
     def _frame(self, index: int) -> np.ndarray:
@@ -81,7 +107,7 @@ class ClipCache:
         times = clip_times(opened.timestamps, stride)
         target, known = clip_labels(opened.labels(), opened.timestamps, times, mode=label, lag=lag)
         if not known.any():
-            return target[known], np.zeros((0, 8), np.int64)
+            return target[known], np.zeros((0, CLIP_FRAMES), np.int64)
         needed = clip_frames(opened.timestamps, times[known])
         place = np.full(len(opened.timestamps), _BLACK)  # of each of the video's frames
         last = -1

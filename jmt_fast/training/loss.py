@@ -49,7 +49,7 @@ def ccc(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tens
         return values.masked_fill(~mask, 0).sum(0) / count
 
     def centred(values: Tensor) -> Tensor:
-        pivoted = values - _first(values, mask).detach()  # makes a constant series exactly zero
+        pivoted = values - _largest(values.detach(), mask)  # makes a constant series exactly zero
         return pivoted - mean(pivoted)
 
     dx, dy = centred(x), centred(y)
@@ -59,11 +59,12 @@ def ccc(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tens
     return value.to(torch.promote_types(prediction.dtype, torch.float32))
 
 
-def _first(values: Tensor, mask: Tensor) -> Tensor:
-    """The first row of (n, D) where mask (n, 1) holds, without asking the device; 0 where there is no row at all."""
+def _largest(values: Tensor, mask: Tensor) -> Tensor:
+    """The largest value of each column of (n, D) where mask (n, 1) holds; 0 where it nowhere does."""
     if not len(values):
         return values.new_zeros(values.shape[1])
-    return values.index_select(0, mask.to(torch.uint8).argmax(0))[0]
+    largest = values.masked_fill(~mask, -torch.inf).amax(0)
+    return largest.masked_fill(largest == -torch.inf, 0)
 
 
 def ccc_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -31,15 +31,21 @@ Item = TypeVar("Item")
 
 
 class VisualRegressor(nn.Module):
-    """Backbone, dropout and a linear layer: clips (B, 3, 8, crop, crop) -> valence and arousal (B, 2)."""
+    """Backbone, dropout and a linear layer: uint8 pictures (B, 8, crop, crop, 3) -> valence and arousal (B, 2)."""
 
-    def __init__(self, backbone: VisualBackbone, dropout: float) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: VisualBackbone, frames: FrameConfig, dropout: float) -> None:
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.config.features, 2)
+        self.register_buffer("mean", 255 * torch.tensor(frames.mean), persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(frames.std)), persistent=False)
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> Tensor:
+        clips = ((pictures - self.mean) * self.scale).permute(0, 4, 1, 2, 3)  # already lies channels last in memory
         return self.head(self.dropout(self.backbone(clips)))
 
 
@@ -66,7 +72,7 @@ def fit_visual(
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        network = VisualRegressor(backbone, config.dropout)
+        network = VisualRegressor(backbone, frames, config.dropout)
     network.to(runtime.device).to(memory_format=torch.channels_last_3d)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -78,11 +84,11 @@ def fit_visual(
             )
             for name, recordings in (("train", train), ("validation", validation))
         )  # fmt: skip
-        loader = ClipLoader(clips, graph, config.batch, config.seed)
+        loader = ClipLoader(clips, config.batch, config.seed)
         trainer = Trainer(
             network,
             _step(network, config, len(loader), runtime),
-            lambda: _validate(network, held_out, graph, config.batch, runtime),
+            lambda: _validate(network, held_out, config.batch, runtime),
             epochs=config.epochs,
             patience=config.patience,
             seed=config.seed,
@@ -95,9 +101,8 @@ def fit_visual(
 class ClipLoader:
     """Batches of augmented clips; all that is random depends on (seed, epoch) alone. The next batch is made ahead."""
 
-    def __init__(self, clips: ClipCache, graph: ClipGraph, batch: int, seed: int) -> None:
+    def __init__(self, clips: ClipCache, batch: int, seed: int) -> None:
         self._clips = clips
-        self._graph = graph
         self._batch = min(batch, len(clips))
         self._seed = seed
 
@@ -113,26 +118,13 @@ class ClipLoader:
         for number in range(len(self)):
             chosen = order[number * self._batch : (number + 1) * self._batch]
             x, y = random.random((2, len(chosen)))
-            pictures = prepared(self._clips, chosen, self._graph, x, y, random.random(len(chosen)) < 0.5)
+            pictures = self._clips.inputs(chosen, x, y, random.random(len(chosen)) < 0.5)
             yield f"clips {chosen[0]}, ...", (pictures, torch.from_numpy(self._clips.targets[chosen]))
 
 
-def prepared(
-    clips: ClipCache,
-    chosen: np.ndarray,
-    graph: ClipGraph,
-    crop_x: np.ndarray | None = None,
-    crop_y: np.ndarray | None = None,
-    mirror: np.ndarray | None = None,
-) -> Tensor:
-    """The network's input for some clips: float32 (n, 3, 8, crop, crop), channels last; by default the centre crop."""
-    pictures = graph.frames([clips.frames(clip) for clip in chosen], crop_x, crop_y, mirror)
-    return torch.stack(pictures).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
-
-
 def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtime: Runtime) -> Step:
-    def loss(clips: Tensor, target: Tensor) -> Tensor:
-        return ccc_loss(network(clips).float(), target)
+    def loss(pictures: Tensor, target: Tensor) -> Tensor:
+        return ccc_loss(network(pictures).float(), target)
 
     total = batches * config.epochs
 
@@ -148,12 +140,12 @@ def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtim
 
 
 @torch.no_grad()
-def _validate(network: VisualRegressor, clips: ClipCache, graph: ClipGraph, batch: int, runtime: Runtime) -> np.ndarray:
+def _validate(network: VisualRegressor, clips: ClipCache, batch: int, runtime: Runtime) -> np.ndarray:
     result = StreamingCCC()
     for start in range(0, len(clips), batch):
         chosen = np.arange(start, min(start + batch, len(clips)))
         with precision(runtime):
-            prediction = network(prepared(clips, chosen, graph))
+            prediction = network(clips.inputs(chosen).to(runtime.device))
         result.update(prediction.float().cpu().numpy(), clips.targets[chosen])
     return result.value()
 

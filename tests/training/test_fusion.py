@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
     try:
-        with pytest.raises(JMTError, match=r"cannot be written .* the checkpoint before is whole") as caught:
+        with pytest.raises(JMTError, match=r"cannot be written .* what was there before is whole") as caught:
             fit(make_model(), out=tmp_path / "full", progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

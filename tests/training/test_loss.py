@@ -157,3 +157,16 @@ def test_wrong_shapes_are_named() -> None:
         StreamingCCC().update(np.zeros((3, 2)), np.zeros((3, 1)))
     with pytest.raises(ValueError, match="valid"):
         StreamingCCC().update(np.zeros((3, 2)), np.zeros((3, 2)), np.ones(2, bool))
+
+
+def test_compiled_equals_eager() -> None:
+    """Without a mask; with one it is part of the compiled training step."""
+    compiled = torch.compile(ccc_loss, fullgraph=True, dynamic=False)
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        target = torch.randn(32, 2, generator=generator)
+        prediction = (target + torch.randn(32, 2, generator=generator)).requires_grad_()
+        value, expected = compiled(prediction, target), ccc_loss(prediction, target)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+        grads = [torch.autograd.grad(loss, prediction)[0] for loss in (value, expected)]
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)

@@ -20,7 +20,7 @@ from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import fit_visual
 from jmt_fast.training.clips import ClipCache
-from jmt_fast.training.visual import ClipLoader, prepared
+from jmt_fast.training.visual import ClipLoader, VisualRegressor
 
 FRAMES = FrameConfig(resize=28, crop=24)
 
@@ -79,9 +79,13 @@ def test_the_cache_holds_the_clips_of_labelled_frames(
         targets.append(target[known])
     np.testing.assert_array_equal(cache.targets, np.concatenate(targets))
     assert len(cache) == len(expected)
-    inputs = prepared(cache, np.arange(len(cache)), graph)
-    assert inputs.shape == (len(cache), 3, 8, 24, 24)
-    levels = (inputs - torch.stack(expected).transpose(1, 2)) * 255 * 0.225  # grey levels
+    network = VisualRegressor(backbone(), FRAMES, 0.0)
+    inputs: list[torch.Tensor] = []
+    network.backbone.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    network(cache.inputs(np.arange(len(cache))))
+    assert inputs[0].shape == (len(cache), 3, 8, 24, 24)
+    assert inputs[0].is_contiguous(memory_format=torch.channels_last_3d)
+    levels = (inputs[0] - torch.stack(expected).transpose(1, 2)) * 255 * 0.225  # grey levels
     assert levels.abs().max() < 1.1  # the resized frame was rounded once
     distinct = len({picture.tobytes() for clip in range(len(cache)) for picture in cache.frames(clip)})
     stored = (tmp_path / "cache").stat().st_size / (28 * 37 * 3)
@@ -92,12 +96,12 @@ def test_augmentation_is_the_same_for_all_frames_of_a_clip(
     make_recording: Callable[..., Recording], graph: ClipGraph, tmp_path: Path
 ) -> None:
     cache = ClipCache(tmp_path / "cache", [make_recording("a")], graph, stride=16)
-    loader = ClipLoader(cache, graph, batch=4, seed=0)
+    loader = ClipLoader(cache, batch=4, seed=0)
 
     def slopes(epoch: int) -> torch.Tensor:
         """Left to right brightness of each frame (B, 8): its sign tells whether it is flipped."""
-        clips = torch.cat([pictures for _, (pictures, _) in loader.epoch(epoch)])
-        return (clips[..., 12:].mean((1, 3, 4)) - clips[..., :12].mean((1, 3, 4))).sign()
+        columns = torch.cat([pictures for _, (pictures, _) in loader.epoch(epoch)]).float().mean((2, 4))
+        return (columns[..., 12:].mean(-1) - columns[..., :12].mean(-1)).sign()
 
     flips = slopes(1)
     assert (flips == flips[:, :1]).all()
