@@ -50,7 +50,7 @@ def fit_audio_gru(
     runtime = replace(runtime, precision="fp32", compile=False)
     gru = audio_backbone.to(runtime.device).gru
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         head = nn.Linear(gru.hidden_size, 2).to(runtime.device)
     sampler = SequenceSampler(
         train, length=length, batch=config.batch, seed=config.seed, label=label, label_lag=label_lag

@@ -86,7 +86,7 @@ def search(
                 progress(number * 1000 + done * 1000 // total, len(configs) * 1000, f"{note}, {text}")
 
         with torch.random.fork_rng([]):
-            torch.manual_seed(base.seed)
+            torch.default_generator.manual_seed(base.seed)
             model = make_model()
         try:
             result = fit_fusion(model, audio_backbone, train, validation, config, runtime, progress=inside)

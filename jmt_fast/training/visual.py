@@ -71,7 +71,7 @@ def fit_visual(
         DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
     """
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         network = VisualRegressor(backbone, frames, config.dropout)
     network.to(runtime.device).to(memory_format=torch.channels_last_3d)
     if out is not None:
