@@ -12,12 +12,27 @@ if TYPE_CHECKING:
     from jmt_fast.models import JMT
 
 __version__ = "0.1.0"
-__all__ = ["JMT", "JMTConfig", "Predictor", "Trace", "data", "features", "inference", "kernels", "media", "models",
-           "training"]
+__all__ = [
+    "JMT",
+    "JMTConfig",
+    "Predictor",
+    "Trace",
+    "data",
+    "features",
+    "inference",
+    "kernels",
+    "media",
+    "models",
+    "training",
+]
 
 # Resolved on first use: `jmt-fast --help` must not wait for torch.
-_HOME = {"JMT": "jmt_fast.models", "JMTConfig": "jmt_fast.config", "Predictor": "jmt_fast.inference",
-         "Trace": "jmt_fast.inference"}
+_HOME = {
+    "JMT": "jmt_fast.models",
+    "JMTConfig": "jmt_fast.config",
+    "Predictor": "jmt_fast.inference",
+    "Trace": "jmt_fast.inference",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,7 +14,8 @@ FRAME_STEP = 4  # thirtieths of a second between the sampled frames of a clip
 CLIP_STEP = 32  # thirtieths of a second between the clips of a sequence
 TICK = 1 / 30  # seconds: the unit of strides
 CLIP_SECONDS = CLIP_STEP * TICK
-STRIDES = (1, 2, 4, 8, 16, 32)
+Stride = Literal[1, 2, 4, 8, 16, 32]  # thirtieths of a second between clips
+STRIDES = get_args(Stride)
 UNANNOTATED = -5.0
 
 
@@ -66,11 +67,15 @@ class JMTConfig(Config):
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> JMTConfig:
-        """`jmt` (all defaults), `literal` (the paper's equations and nothing more) or `abaw6` (the authors' later model)."""
+        """`jmt` (all defaults), `literal` (the paper's equations and no more) or `abaw6` (the authors' later model)."""
         presets: dict[str, dict[str, Any]] = {
             "jmt": {},
-            "literal": dict(encoder="attention", out_projection=False, input_norm="none", scale=1.0, bias=0.0),
-            "abaw6": dict(activation="softmax", orientation="query", scale="rsqrt", cross_weights="query"),
+            "literal": {
+                "encoder": "attention", "out_projection": False, "input_norm": "none", "scale": 1.0, "bias": 0.0
+            },
+            "abaw6": {
+                "activation": "softmax", "orientation": "query", "scale": "rsqrt", "cross_weights": "query"
+            },
         }
         if name not in presets:
             raise ValueError(f"unknown model preset {name!r}: choose one of {', '.join(presets)}")
@@ -78,7 +83,7 @@ class JMTConfig(Config):
 
 
 class FrameConfig(Config):
-    """From a decoded frame to the network's input: shorter side to `resize`, crop of `crop`, Kinetics-400 statistics."""
+    """From a decoded frame to the network's input: shorter side to `resize`, crop of `crop`, Kinetics statistics."""
 
     resize: int = Field(256, ge=8)
     crop: int = Field(224, ge=8)
@@ -145,7 +150,7 @@ class FeatureConfig(Config):
 
     @classmethod
     def preset(cls, name: str) -> FeatureConfig:
-        """`paper`: the full networks at 224. `demo`: the same family, narrower, at 64, for two CPU cores and minutes."""
+        """`paper`: the full networks at 224. `demo`: the same family, narrower, for two CPU cores and minutes."""
         match name:
             case "paper":
                 return cls()
@@ -168,7 +173,7 @@ class FusionTraining(Config):
     batch: int = Field(2, ge=1)
     epochs: int = Field(5, ge=1)
     patience: int = Field(5, ge=1)
-    stride: Literal[1, 2, 4, 8, 16, 32] = 4
+    stride: Stride = 4
     label: Literal["end", "mean"] = "end"
     label_lag: float = 0.0  # seconds
     seed: int = 0
@@ -185,7 +190,7 @@ class VisualTraining(Config):
     epochs: int = Field(50, ge=1)
     patience: int = Field(5, ge=1)
     dropout: float = Field(0.8, ge=0, lt=1)
-    stride: Literal[1, 2, 4, 8, 16, 32] = 32
+    stride: Stride = 32
     label: Literal["end", "mean"] = "end"
     label_lag: float = 0.0  # seconds
     seed: int = 0

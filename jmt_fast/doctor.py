@@ -10,7 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jmt_fast.runtime import Runtime
 
-PACKAGES = ("jmt-fast", "torch", "triton", "torchvision", "nvidia-dali-cuda130", "av", "numpy", "pyarrow", "safetensors")
+PACKAGES = (
+    "jmt-fast",
+    "torch",
+    "triton",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "av",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,11 @@ def examine() -> list[Finding]:
         Finding("processor", f"{os.cpu_count()} cores", _processor()),
         Finding("device", str(runtime.device), reasons["device"] + _driver()),
         _decoder(),
-        Finding("media graph", "DALI on the GPU" if runtime.device.type == "cuda" else "DALI on the CPU", "follows the device"),
+        Finding(
+            "media graph",
+            "DALI on the GPU" if runtime.device.type == "cuda" else "DALI on the CPU",
+            "follows the device",
+        ),
         Finding("precision", runtime.precision, reasons["precision"]),
         Finding("compiler", "on" if runtime.compile else "off", reasons["compile"]),
         _kernels(runtime),

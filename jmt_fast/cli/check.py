@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from jmt_fast.cli import app
-from jmt_fast.cli.options import CompileOption, Device, Json, runtime
+from jmt_fast.cli.options import Json
 
 
 @app.command()
@@ -22,4 +18,6 @@ def doctor(json: Json = False) -> None:
     if json:
         show.as_json(findings)
     else:
-        show.table("What this machine will use", ("what", "choice", "why"), [each.values() for each in findings], left=3)
+        show.table(
+            "What this machine will use", ("what", "choice", "why"), [list(each.values()) for each in findings], left=3
+        )

@@ -25,7 +25,9 @@ def demo(
     from jmt_fast.demo import DemoConfig, run_demo
 
     machine = runtime(device, precision, compile)
-    show.err.print("The data is synthetic: rendered faces, synthesised voices. The figures say nothing about real people.")
+    show.err.print(
+        "The data is synthetic: rendered faces, synthesised voices. The figures say nothing about real people."
+    )
     result = run_demo(out, DemoConfig(seed=seed), machine, show.bar)
     if json:
         show.as_json(result.as_dict())
@@ -37,8 +39,12 @@ def demo(
         rows.append((name, result.chosen.get(name, "closed form"), valence, arousal, score.mean, varying))
     show.table(
         "Synthetic test split, identities not seen in training: CCC",
-        ("model", "chosen on validation", "valence", "arousal", "mean", "deviation in a sequence"), rows, left=2,
+        ("model", "chosen on validation", "valence", "arousal", "mean", "deviation in a sequence"),
+        rows,
+        left=2,
     )
-    show.table("Time per stage", ("stage", "seconds"), [(name, f"{value:.1f}") for name, value in result.seconds.items()])
+    show.table(
+        "Time per stage", ("stage", "seconds"), [(name, f"{value:.1f}") for name, value in result.seconds.items()]
+    )
     print(f"feature extraction: {result.clips_per_second:.0f} clips/s on {machine.device} in {machine.precision}")
     print(f"checkpoint: {out / 'checkpoint'}   trace: {out / 'prediction.parquet'}   plot: {out / 'prediction.png'}")

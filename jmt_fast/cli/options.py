@@ -32,14 +32,21 @@ class Split(StrEnum):
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Of matrix products; auto takes bf16 where the device has it.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of matrix products; auto takes bf16 where the device has it.")
+]
 CompileOption = Annotated[
-    bool | None, typer.Option("--compile/--no-compile", help="torch.compile; by default where it gains.", show_default=False)
+    bool | None,
+    typer.Option("--compile/--no-compile", help="torch.compile; by default where it gains.", show_default=False),
 ]
 Data = Annotated[Path, typer.Option(help="A manifest (CSV or Parquet), or an Aff-Wild2 folder.")]
-Store = Annotated[Path | None, typer.Option(help="Folder of the feature store; by default `features` in the run's folder.")]
+Store = Annotated[
+    Path | None, typer.Option(help="Folder of the feature store; by default `features` in the run's folder.")
+]
 BackbonesOption = Annotated[str, typer.Option(help="pretrained, random, or a folder that `train visual` wrote.")]
-FeaturePreset = Annotated[str, typer.Option(help="paper (full networks at 224) or demo; a backbone folder has its own.")]
+FeaturePreset = Annotated[
+    str, typer.Option(help="paper (full networks at 224) or demo; a backbone folder has its own.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -52,5 +59,3 @@ def runtime(device: str, precision: Precision, compile: bool | None) -> Runtime:
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given, so that a default stands in the config alone."""
     return {name: value for name, value in options.items() if value is not None}
-
-

@@ -26,19 +26,34 @@ def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Js
 
     info = media.probe(video)
     facts = {
-        "path": str(video), "container": info.container, "codec": info.codec, "pixel_format": info.pixel_format,
-        "width": info.width, "height": info.height, "rotation": info.rotation, "frames": info.frames, "fps": round(info.fps, 4),
-        "constant_rate": info.constant_rate, "start": float(info.timestamps[0]), "end": float(info.timestamps[-1]),
+        "path": str(video),
+        "container": info.container,
+        "codec": info.codec,
+        "pixel_format": info.pixel_format,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "frames": info.frames,
+        "fps": round(info.fps, 4),
+        "constant_rate": info.constant_rate,
+        "start": float(info.timestamps[0]),
+        "end": float(info.timestamps[-1]),
         "audio": None if info.audio is None else vars(info.audio),
     }
     if json:
         show.as_json(facts | {"timestamps": info.timestamps.tolist()})
         return
     audio = info.audio
-    facts["audio"] = "none" if audio is None else (
-        f"{audio.codec}, {audio.channels} channels, {audio.rate} Hz, {audio.duration:.2f} s from {audio.offset:.3f} s"
+    facts["audio"] = (
+        "none"
+        if audio is None
+        else (
+            f"{audio.codec}, {audio.channels} channels, {audio.rate} Hz, {audio.duration:.2f} s at {audio.offset:.3f} s"
+        )
     )
-    show.table(str(video), ("field", "value"), [(key, str(value)) for key, value in facts.items() if key != "path"], left=2)
+    show.table(
+        str(video), ("field", "value"), [(key, str(value)) for key, value in facts.items() if key != "path"], left=2
+    )
 
 
 @app.command()

@@ -18,8 +18,15 @@ err = Console(stderr=True)
 @contextmanager
 def bar(title: str) -> Iterator[Callable[..., None]]:
     """A progress bar; gives `progress(done, total, note="")`. Silent where stderr is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
     with Progress(*columns, console=err, disable=not err.is_terminal) as shown:
         task = shown.add_task(title, total=None, note="")
 

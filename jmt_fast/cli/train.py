@@ -29,7 +29,7 @@ from jmt_fast.cli.options import (
 from jmt_fast.errors import JMTError
 
 if TYPE_CHECKING:
-    from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
+    from jmt_fast.config import FeatureConfig
     from jmt_fast.errors import MediaError
     from jmt_fast.models import Backbones
 
@@ -95,7 +95,9 @@ def train(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     model: Annotated[str, typer.Option(help="jmt, literal, abaw6, audio, visual, concat or cross_attention.")] = "jmt",
-    set: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE of the model's or the training's configuration.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="FIELD=VALUE of the model's or the training's configuration.")
+    ] = None,
     store: Store = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="the paper's")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0")] = None,
@@ -120,7 +122,16 @@ def train(
     if stage is Stage.visual:
         _train_visual(out, recordings, config, networks, _configure([VisualTraining], [options], set)[0], machine)
     elif stage is Stage.audio:
-        _train_audio(out, recordings, config, networks, _configure([AudioTraining], [options], set)[0], store, int(stride), machine)
+        _train_audio(
+            out,
+            recordings,
+            config,
+            networks,
+            _configure([AudioTraining], [options], set)[0],
+            store,
+            int(stride),
+            machine,
+        )
     else:
         from jmt_fast.config import JMTConfig
 
@@ -134,28 +145,42 @@ def train(
 
 def _train_visual(out, recordings, config, networks, training, machine) -> None:  # type: ignore[no-untyped-def]
     from jmt_fast.cli import show
-    from jmt_fast.models import save_backbones_folder
+    from jmt_fast.models.checkpoint import save_backbones_folder
     from jmt_fast.training import fit_visual
 
-    splits = {name: [each for each in recordings if each.split == name and each.annotation] for name in ("train", "validation")}
+    splits = {
+        name: [each for each in recordings if each.split == name and each.annotation]
+        for name in ("train", "validation")
+    }
     with show.bar("Training the visual backbone") as progress:
-        result = fit_visual(networks.visual, config.frames, splits["train"], splits["validation"], training, machine,
-                            out=out, progress=progress)
+        result = fit_visual(
+            networks.visual,
+            config.frames,
+            splits["train"],
+            splits["validation"],
+            training,
+            machine,
+            out=out,
+            progress=progress,
+        )
     save_backbones_folder(networks, config, out)
     _report(out, result)
 
 
 def _train_audio(out, recordings, config, networks, training, store, stride, machine) -> None:  # type: ignore[no-untyped-def]
     from jmt_fast.cli import show
-    from jmt_fast.models import save_backbones_folder
+    from jmt_fast.models.checkpoint import save_backbones_folder
     from jmt_fast.training import fit_audio_gru
     from jmt_fast.training.experiment import labelled_videos, open_store
 
     with show.bar("Extracting features") as progress:
-        labelled = labelled_videos(recordings, open_store(store, config, networks, stride, machine), networks, machine, progress)
+        labelled = labelled_videos(
+            recordings, open_store(store, config, networks, stride, machine), networks, machine, progress
+        )
     with show.bar("Training the GRU") as progress:
-        result = fit_audio_gru(networks.audio, labelled.split("train"), labelled.split("validation"), training, machine,
-                               progress=progress)
+        result = fit_audio_gru(
+            networks.audio, labelled.split("train"), labelled.split("validation"), training, machine, progress=progress
+        )
     save_backbones_folder(networks, config, out)
     _report(out, result)
     _finish(labelled.failed, len(recordings))
@@ -191,7 +216,7 @@ def evaluate(
     from jmt_fast.data import load
     from jmt_fast.models import Checkpoint
     from jmt_fast.training import evaluate as evaluation
-    from jmt_fast.training.experiment import labelled_videos, open_store
+    from jmt_fast.training.experiment import label_lag, labelled_videos, open_store
 
     loaded = Checkpoint.load(checkpoint)
     machine = runtime(device, precision, compile)
@@ -199,17 +224,23 @@ def evaluate(
     opened = open_store(store or checkpoint / "features", loaded.features, loaded.backbones, int(stride), machine)
     with show.bar("Extracting features") as progress:
         labelled = labelled_videos(recordings, opened, loaded.backbones, machine, progress)
-    result = evaluation(loaded.fusion, loaded.backbones.audio, labelled.split(split.value))
-    rows = [(name, *(float(value) for value in pair)) for name, pair in sorted(result.per_video.items())]
-    pooled = [float(value) for value in result.pooled]
+    result = evaluation(
+        loaded.fusion, loaded.backbones.audio, labelled.split(split.value), label_lag=label_lag(checkpoint)
+    )
+    scores = result.as_dict()
     if json:
-        show.as_json({"split": split.value, "pooled": dict(zip(("valence", "arousal"), pooled, strict=True)),
-                      "per_video": {name: {"valence": v, "arousal": a} for name, v, a in rows},
-                      "failed": {name: str(error) for name, error in labelled.failed.items()}})
+        failed = {name: str(error) for name, error in labelled.failed.items()}
+        show.as_json({"split": split.value, **scores, "failed": failed})
     else:
-        body = [*rows, ("pooled", *pooled)]
-        show.table(f"CCC on the {split.value} split", ("video", "valence", "arousal", "mean"),
-                   [(name, v, a, (v + a) / 2) for name, v, a in body])
+        rows = [*sorted(scores["per_video"].items()), ("pooled", scores)]
+        show.table(
+            f"CCC on the {split.value} split",
+            ("video", "labelled frames", "valence", "arousal", "mean"),
+            [
+                (name, row["frames"], row["valence"], row["arousal"], (row["valence"] + row["arousal"]) / 2)
+                for name, row in rows
+            ],
+        )
     _finish(labelled.failed, len(recordings))
 
 
@@ -248,8 +279,10 @@ def _configure(kinds: list[type], starts: list[dict[str, Any]], changes: list[st
 
 def _report(out: Path, result: Any) -> None:
     valence, arousal = (float(value) for value in result.best_ccc)
-    print(f"best epoch {result.best_epoch}: validation CCC valence {valence:.3f}, arousal {arousal:.3f}, "
-          f"mean {(valence + arousal) / 2:.3f}; written to {out}")
+    print(
+        f"best epoch {result.best_epoch}: validation CCC valence {valence:.3f}, arousal {arousal:.3f}, "
+        f"mean {(valence + arousal) / 2:.3f}; written to {out}"
+    )
 
 
 def _finish(failed: dict[str, MediaError], total: int) -> None:

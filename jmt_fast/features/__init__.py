@@ -1,8 +1,17 @@
-"""Clips -> features through the frozen backbones, the store that keeps them, and the sequences that are cut from them."""
+"""Clips -> features through the frozen backbones, the store that keeps them, the sequences cut from them."""
 
 from jmt_fast.features.collection import extract_all
 from jmt_fast.features.extract import Block, ClipStream, Extractor
 from jmt_fast.features.sequence import run_sequences
 from jmt_fast.features.store import FeatureStore, StoreKey, VideoFeatures
 
-__all__ = ["Block", "ClipStream", "Extractor", "FeatureStore", "StoreKey", "VideoFeatures", "extract_all", "run_sequences"]
+__all__ = [
+    "Block",
+    "ClipStream",
+    "Extractor",
+    "FeatureStore",
+    "StoreKey",
+    "VideoFeatures",
+    "extract_all",
+    "run_sequences",
+]

@@ -43,7 +43,9 @@ def extract_all(
                 continue
             lost = len(opened.timestamps) - int(video.face.sum())
             if lost and recording.crops is None:
-                warnings.warn(f"{recording.video}: {lost} of {len(opened.timestamps)} frames cannot be decoded", stacklevel=2)
+                warnings.warn(
+                    f"{recording.video}: {lost} of {len(opened.timestamps)} frames cannot be decoded", stacklevel=2
+                )
             store.write(video, fingerprint(recording))
         inside(1, 1)
     return failed

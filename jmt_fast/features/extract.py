@@ -117,7 +117,9 @@ class ClipStream:
             clips = self._source.clips(self._frames[first : first + CLIPS_PER_BLOCK])
             if self._source.ended is not None and self._source.ended < len(self.timestamps):
                 if not self._source.ended:
-                    raise MediaError(f"{self._recording.recording.video}: no frame can be decoded; convert or replace the file")
+                    raise MediaError(
+                        f"{self._recording.recording.video}: no frame can be decoded; convert or replace the file"
+                    )
                 self._plan(self.timestamps[: self._source.ended])
                 continue
             times = self._times[first : first + CLIPS_PER_BLOCK]

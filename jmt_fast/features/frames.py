@@ -97,7 +97,11 @@ class FrameSource:
 
 def decodes_in_graph(recording: OpenRecording, graph: ClipGraph) -> bool:
     """On a GPU the graph decodes what NVDEC knows; on a CPU PyAV is faster, as it skips frames before conversion."""
-    return graph.device.type == "cuda" and recording.recording.crops is None and can_decode(recording.info, graph.device)[0]
+    return (
+        graph.device.type == "cuda"
+        and recording.recording.crops is None
+        and can_decode(recording.info, graph.device)[0]
+    )
 
 
 def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:

@@ -18,8 +18,7 @@ def gather(video: VideoFeatures, rows: np.ndarray) -> tuple[torch.Tensor, torch.
     """Rows (S, L) of clip indices, -1 for padding -> audio and visual (S, L, D) float32, present (S, L) bool."""
     index = torch.from_numpy(np.maximum(rows, 0))
     present = torch.from_numpy(rows >= 0)
-    audio = video.audio[index].float() * present[..., None]
-    visual = video.visual[index].float() * present[..., None]
+    audio, visual = (part[index].float().masked_fill(~present[..., None], 0) for part in (video.audio, video.visual))
     return audio, visual, present
 
 

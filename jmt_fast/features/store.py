@@ -1,4 +1,4 @@
-"""The feature store: the two CNN features of every clip, on disk, one file a video under a key of all that changes them."""
+"""The feature store: the two CNN features of every clip, one file a video, under a key of all that changes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from jmt_fast.config import Config, FeatureConfig
+from jmt_fast.config import Config, FeatureConfig, Stride
 from jmt_fast.data import Recording
 from jmt_fast.errors import DataError
 from jmt_fast.models import Backbones
@@ -26,9 +25,9 @@ from jmt_fast.models import Backbones
 class VideoFeatures:
     """The clips of one video, in the order of their times.
 
-    `times` float64 (N,): the end of each clip, seconds on the video's clock. `visual`, `audio` (N, D): CNN features, the
-    audio ones before the GRU. `timestamps` float64 (F,): the frames' presentation times, seconds. `face` bool (F,): the
-    frame was there (and, with face detection, a face on it). `stride`: thirtieths of a second between clips.
+    `times` float64 (N,): the end of each clip, seconds on the video's clock. `visual`, `audio` (N, D): CNN features,
+    the audio ones before the GRU. `timestamps` float64 (F,): the frames' presentation times, seconds. `face` bool (F,):
+    the frame was there (and, with face detection, a face on it). `stride`: thirtieths of a second between clips.
     """
 
     name: str
@@ -45,13 +44,14 @@ class StoreKey(Config):
 
     features: FeatureConfig
     weights: str  # digest of the two CNNs; the GRU runs on reading and does not count
-    stride: Literal[1, 2, 4, 8, 16, 32]
+    stride: Stride
     precision: str
     format: int = 1  # raise when the arithmetic between file and feature changes
 
     @classmethod
     def of(cls, features: FeatureConfig, backbones: Backbones, stride: int, precision: str) -> StoreKey:
-        return cls(features=features, weights=backbones.feature_digest(), stride=stride, precision=precision)  # type: ignore[arg-type]
+        weights = backbones.feature_digest()
+        return cls.model_validate({"features": features, "weights": weights, "stride": stride, "precision": precision})
 
 
 def fingerprint(recording: Recording) -> str:
@@ -77,7 +77,9 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_whole(self.folder / "key.json", json.dumps(key.model_dump(mode="json"), indent=1).encode())
         except OSError as error:
-            raise DataError(f"{root}: the feature store cannot be written: {error.strerror}; pass another --store") from error
+            raise DataError(
+                f"{root}: the feature store cannot be written: {error.strerror}; pass another --store"
+            ) from error
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{quote(name, safe='')}.safetensors"
@@ -100,25 +102,36 @@ class FeatureStore:
         try:
             return safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: the features of {name} cannot be read ({error}); delete the file and run again") from error
+            raise DataError(
+                f"{path}: the features of {name} cannot be read ({error}); delete the file and run again"
+            ) from error
 
     def read(self, name: str) -> VideoFeatures:
         """Features of one video, memory-mapped. Raises DataError when they are missing or damaged."""
         if name not in self:
-            raise DataError(f"{self.folder}: no features of {name}; run `jmt-fast features` with the same settings first")
+            raise DataError(
+                f"{self.folder}: no features of {name}; run `jmt-fast features` with the same settings first"
+            )
         with self._open(name) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         return VideoFeatures(
-            name=name, stride=self.key.stride, times=tensors["times"].numpy(), visual=tensors["visual"],
-            audio=tensors["audio"], timestamps=tensors["timestamps"].numpy(), face=tensors["face"].numpy(),
+            name=name,
+            stride=self.key.stride,
+            times=tensors["times"].numpy(),
+            visual=tensors["visual"],
+            audio=tensors["audio"],
+            timestamps=tensors["timestamps"].numpy(),
+            face=tensors["face"].numpy(),
         )
 
     def write(self, video: VideoFeatures, source: str = "") -> None:
         """Put one video's features on disk: all of them, or, when the disk is full, nothing."""
         data = save(
             {
-                "times": torch.from_numpy(video.times), "visual": video.visual.contiguous(),
-                "audio": video.audio.contiguous(), "timestamps": torch.from_numpy(video.timestamps),
+                "times": torch.from_numpy(video.times),
+                "visual": video.visual.contiguous(),
+                "audio": video.audio.contiguous(),
+                "timestamps": torch.from_numpy(video.timestamps),
                 "face": torch.from_numpy(video.face),
             },
             metadata={"source": source},
@@ -127,8 +140,14 @@ class FeatureStore:
         try:
             _write_whole(path, data)
         except OSError as error:
-            remedy = "free some space and run again: finished videos are kept" if error.errno == errno.ENOSPC else "check the folder"
-            raise DataError(f"{path}: the features of {video.name} cannot be written: {error.strerror}; {remedy}") from error
+            remedy = (
+                "free some space and run again: finished videos are kept"
+                if error.errno == errno.ENOSPC
+                else "check the folder"
+            )
+            raise DataError(
+                f"{path}: the features of {video.name} cannot be written: {error.strerror}; {remedy}"
+            ) from error
 
     def read_all(self, names: Iterable[str]) -> list[VideoFeatures]:
         return [self.read(name) for name in names]

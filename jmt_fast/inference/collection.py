@@ -32,7 +32,9 @@ def output_paths(videos: Sequence[Path], out: Path, format: str) -> list[Path]:
     names = [video.name if stems.count(video.stem) > 1 else video.stem for video in videos]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise JMTError(f"{videos[index]}: a second input named {name}; give inputs of one name separate --out folders")
+            raise JMTError(
+                f"{videos[index]}: a second input named {name}; give inputs of one name separate --out folders"
+            )
     return [out / f"{name}.{format}" for name in names]
 
 

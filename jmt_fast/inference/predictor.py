@@ -13,7 +13,7 @@ from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.data.traces import to_frames
 from jmt_fast.features import Block, Extractor, VideoFeatures, run_sequences
 from jmt_fast.inference.trace import Trace
-from jmt_fast.models import Checkpoint
+from jmt_fast.models import Checkpoint, prepare_fusion
 from jmt_fast.runtime import Runtime
 
 Progress = Callable[[int, int], None]
@@ -23,7 +23,7 @@ class Predictor:
     """A loaded checkpoint, ready for any number of videos."""
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
-        self.fusion = checkpoint.fusion.to(runtime.device).eval()
+        self.fusion = prepare_fusion(checkpoint.fusion, runtime)
         self.audio = checkpoint.backbones.audio.to(runtime.device)
         self.extractor = Extractor(checkpoint.features, checkpoint.backbones.to(runtime.device), runtime)
 
@@ -60,7 +60,9 @@ class Predictor:
         frames = to_frames(np.concatenate(times), np.concatenate(values), stream.timestamps)
         warnings = []
         if stream.lost:
-            warnings.append(f"{path}: {stream.lost} of {len(recording.timestamps)} frames cannot be decoded (file damaged)")
+            warnings.append(
+                f"{path}: {stream.lost} of {len(recording.timestamps)} frames cannot be decoded (file damaged)"
+            )
         return Trace.build(path, stream.timestamps, frames, stream.face(), warnings=warnings)
 
 

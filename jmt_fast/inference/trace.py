@@ -31,8 +31,15 @@ class Trace:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def build(cls, source: Path, timestamps: np.ndarray, values: np.ndarray, valid: np.ndarray, person: str = "0",
-              warnings: list[str] | None = None) -> Trace:
+    def build(
+        cls,
+        source: Path,
+        timestamps: np.ndarray,
+        values: np.ndarray,
+        valid: np.ndarray,
+        person: str = "0",
+        warnings: list[str] | None = None,
+    ) -> Trace:
         """From `timestamps` (F,) seconds, `values` (F, 2) and `valid` (F,) bool."""
         count = len(timestamps)
         table = pa.table(
@@ -60,8 +67,14 @@ class Trace:
     def smoothed(self, valence: int, arousal: int, kind: str = "uniform") -> Trace:
         """Smoothed over so many frames (the challenge's winners use 20 and 50), padded with the edge values."""
         values = smooth(self.values, (valence, arousal), kind)
-        return Trace.build(self.source, self.times, values, self.table["valid"].to_numpy(zero_copy_only=False),
-                           self.table["person"][0].as_py(), self.warnings)
+        return Trace.build(
+            self.source,
+            self.times,
+            values,
+            self.table["valid"].to_numpy(zero_copy_only=False),
+            self.table["person"][0].as_py(),
+            self.warnings,
+        )
 
     def to_pandas(self) -> pandas.DataFrame:
         return self.table.to_pandas()
@@ -80,17 +93,21 @@ class Trace:
                 case ".csv":
                     pa.csv.write_csv(self.table, temporary)
                 case other:
-                    raise JMTError(f"{path}: cannot write a trace as {other or 'a file without ending'}; use .parquet or .csv")
+                    raise JMTError(
+                        f"{path}: cannot write a trace as {other or 'a file without ending'}; use .parquet or .csv"
+                    )
             temporary.replace(path)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise JMTError(f"{path}: the trace cannot be written: {reason}; free some space or pass another --out") from error
+            raise JMTError(
+                f"{path}: the trace cannot be written: {reason}; free some space or pass another --out"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         return path
 
     def plot(self, truth: np.ndarray | None = None, title: str | None = None) -> Figure:
-        """Valence and arousal over time, above each other; `truth` (F, 2) with -5 where not annotated is drawn behind."""
+        """Valence and arousal over time; `truth` (F, 2), with -5 where not annotated, is drawn behind."""
         from jmt_fast.inference.plots import plot_trace
 
         return plot_trace(self, truth, title)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from jmt_fast.config import FeatureConfig
 from jmt_fast.errors import CheckpointError
+from jmt_fast.models.backbones import Backbones
 from jmt_fast.models.fusion import JMT
 from jmt_fast.models.weights import load_backbones, save_backbones
-from jmt_fast.models.backbones import Backbones
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Checkpoint:
             self.fusion.save_pretrained(folder)
             save_backbones_folder(self.backbones, self.features, folder)
         except OSError as error:
-            raise CheckpointError(f"{folder}: the checkpoint cannot be written: {error.strerror}; free some space or pass another --out") from error
+            raise CheckpointError(
+                f"{folder}: the checkpoint cannot be written: {error.strerror}; free some space or pass another --out"
+            ) from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Checkpoint:
@@ -56,7 +58,11 @@ def load_feature_config(folder: Path) -> FeatureConfig:
     try:
         return FeatureConfig(**json.loads(path.read_text()))
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; a checkpoint folder holds features.json beside the weights") from error
+        raise CheckpointError(
+            f"{path}: {error.strerror}; a checkpoint folder holds features.json beside the weights"
+        ) from error
     except (ValidationError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a configuration of this version ({first}); train again or use the version that wrote it") from error
+        raise CheckpointError(
+            f"{path}: not a configuration of this version ({first}); train again or use the version that wrote it"
+        ) from error

@@ -1,4 +1,4 @@
-"""From a collection on disk to a checkpoint on disk: features into the store, labels beside them, training, weights out."""
+"""From a collection to a checkpoint: features into the store, labels beside them, training, weights out."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ class Labelled:
     def split(self, name: str) -> list[LabelledVideo]:
         if not self.splits.get(name):
             known = ", ".join(f"{split} ({len(videos)})" for split, videos in self.splits.items()) or "none"
-            raise DataError(f"no usable labelled video in the {name} split (splits: {known}); check the manifest's split column")
+            raise DataError(
+                f"no usable labelled video in the {name} split (splits: {known}); check the manifest's split column"
+            )
         return self.splits[name]
 
 
-def open_store(root: Path, features: FeatureConfig, backbones: Backbones, stride: int, runtime: Runtime) -> FeatureStore:
+def open_store(
+    root: Path, features: FeatureConfig, backbones: Backbones, stride: int, runtime: Runtime
+) -> FeatureStore:
     """The feature store of these backbones and settings under `root`."""
     return FeatureStore(root, StoreKey.of(features, backbones, stride, runtime.precision))
 
@@ -60,6 +64,12 @@ def labelled_videos(
     return Labelled(splits, failed)
 
 
+def label_lag(checkpoint: Path) -> float:
+    """Seconds by which the labels lagged in a checkpoint's training; 0 where it came without `training.json`."""
+    path = checkpoint / "training.json"
+    return float(json.loads(path.read_text())["training"]["label_lag"]) if path.exists() else 0.0
+
+
 def train_fusion(
     out: Path,
     labelled: Labelled,
@@ -71,19 +81,36 @@ def train_fusion(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Train one fusion model and leave a whole checkpoint in `out`, with `metrics.jsonl` and the state to resume from."""
+    """Train one fusion; leave a whole checkpoint in `out`, with `metrics.jsonl` and the state to resume from."""
     import torch
 
     torch.manual_seed(training.seed)
     fusion = JMT(model)
-    result = fit_fusion(fusion, backbones.audio, labelled.split("train"), labelled.split("validation"), training, runtime,
-                        out=out, resume=resume, progress=progress)
+    result = fit_fusion(
+        fusion,
+        backbones.audio,
+        labelled.split("train"),
+        labelled.split("validation"),
+        training,
+        runtime,
+        out=out,
+        resume=resume,
+        progress=progress,
+    )
     Checkpoint(fusion, backbones, features).save(out)
     try:
-        (out / "training.json").write_text(json.dumps({
-            "training": training.model_dump(mode="json"), "precision": runtime.precision, "compile": runtime.compile,
-            "best_epoch": result.best_epoch, "validation_ccc": [float(value) for value in result.best_ccc],
-        }, indent=1))
+        (out / "training.json").write_text(
+            json.dumps(
+                {
+                    "training": training.model_dump(mode="json"),
+                    "precision": runtime.precision,
+                    "compile": runtime.compile,
+                    "best_epoch": result.best_epoch,
+                    "validation_ccc": [float(value) for value in result.best_ccc],
+                },
+                indent=1,
+            )
+        )
     except OSError as error:
         raise CheckpointError(f"{out}/training.json cannot be written: {error.strerror}; free some space") from error
     return result

@@ -18,7 +18,9 @@ from jmt_fast.features.store import fingerprint
 from jmt_fast.models import load_backbones
 
 SMALL = FeatureConfig(
-    frames=FrameConfig(resize=32, crop=32), visual=VisualConfig(blocks=(1,), widths=(8,)), audio=AudioConfig(features=64, gru=16)
+    frames=FrameConfig(resize=32, crop=32),
+    visual=VisualConfig(blocks=(1,), widths=(8,)),
+    audio=AudioConfig(features=64, gru=16),
 )
 
 
@@ -29,8 +31,13 @@ def key(**changes: object) -> StoreKey:
 def video(name: str = "a", clips: int = 5, dtype: torch.dtype = torch.float32) -> VideoFeatures:
     random = np.random.default_rng(clips)
     return VideoFeatures(
-        name, 8, np.arange(clips) * 8 / 30, torch.randn(clips, 512).to(dtype), torch.randn(clips, 64).to(dtype),
-        np.arange(clips * 8) / 30, random.random(clips * 8) > 0.2,
+        name,
+        8,
+        np.arange(clips) * 8 / 30,
+        torch.randn(clips, 512).to(dtype),
+        torch.randn(clips, 64).to(dtype),
+        np.arange(clips * 8) / 30,
+        random.random(clips * 8) > 0.2,
     )
 
 
@@ -52,7 +59,9 @@ def test_what_is_written_is_read(tmp_path: Path, name: str, dtype: torch.dtype) 
 
 def test_every_cause_of_another_feature_has_another_key(tmp_path: Path) -> None:
     other = [
-        key(weights="1" * 16), key(stride=4), key(precision="bf16"),
+        key(weights="1" * 16),
+        key(stride=4),
+        key(precision="bf16"),
         key(features=SMALL.model_copy(update={"frames": FrameConfig(resize=40, crop=32)})),
         key(features=SMALL.model_copy(update={"sound": SMALL.sound.model_copy(update={"mean_db": 0.0})})),
     ]

@@ -17,12 +17,21 @@ from jmt_fast.inference.collection import output_paths
 def trace() -> Trace:
     random = np.random.default_rng()
     times = 0.4 + np.sort(random.random(50))
-    return Trace.build(Path("talk.mp4"), times, random.uniform(-1, 1, (50, 2)).astype(np.float32), random.random(50) > 0.3)
+    return Trace.build(
+        Path("talk.mp4"), times, random.uniform(-1, 1, (50, 2)).astype(np.float32), random.random(50) > 0.3
+    )
 
 
 def test_the_table_has_the_documented_columns(trace: Trace) -> None:
     types = {field.name: str(field.type) for field in trace.table.schema}
-    assert types == {"person": "string", "frame": "int64", "time": "double", "valence": "float", "arousal": "float", "valid": "bool"}
+    assert types == {
+        "person": "string",
+        "frame": "int64",
+        "time": "double",
+        "valence": "float",
+        "arousal": "float",
+        "valid": "bool",
+    }
     assert trace.table["frame"].to_pylist() == list(range(50))
     assert trace.values.shape == (50, 2)
 
@@ -42,7 +51,7 @@ def test_an_unknown_ending_is_refused(trace: Trace, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(trace: Trace, tmp_path: Path) -> None:
-    with pytest.raises(JMTError, match="cannot be written.*another --out"):
+    with pytest.raises(JMTError, match=r"cannot be written.*another --out"):
         trace.save(tmp_path / "none" / "trace.csv")
 
 
