@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +18,7 @@ from jmt_fast.runtime import Runtime
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CACHED = 3 * 8 * 224 * 224  # numbers of input whose maps a CPU keeps in its last-level cache (32 MiB here): one clip
 
 
 class FastCopy:
@@ -30,49 +35,86 @@ class FastCopy:
     def __call__(self, batch: Tensor) -> Tensor:
         """batch (B, *sample) of any B > 0, dtype, device and strides -> (B, features) FP32 on the runtime's device.
 
-        Runs in parts of the example's number of rows. ValueError for another shape of a sample or an empty batch.
+        Runs in parts of at most the example's rows. ValueError for another shape of a sample or an empty batch.
         """
         if batch.shape[1:] != self._sample or not len(batch):
             expected = ", ".join(map(str, self._sample))
             raise ValueError(f"batch: shape (B > 0, {expected}) expected, got {tuple(batch.shape)}")
-        return torch.cat([self._part(part) for part in batch.split(self.rows)])
+        tuned = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
+        try:
+            return torch.cat(self._in_turn(batch) if self.fixed else self._side_by_side(batch))
+        finally:
+            torch.backends.cudnn.benchmark = tuned
+
+    def _side_by_side(self, batch: Tensor) -> list[Tensor]:
+        """Each of PyTorch's threads takes parts of its own; what cannot be shared out evenly takes all of them.
+
+        A clip split over the threads waits for the slowest at each of its hundred steps, and a thread that has to share
+        its core, with decoding for instance, is slow: on two busy cores this costs more than half the speed.
+        """
+        threads = torch.get_num_threads()
+        if threads == 1 or len(batch) < threads:
+            return self._in_turn(batch)
+        parts = batch.split(min(self.rows, len(batch) // threads))
+        even = len(parts) // threads * threads
+        return list(_lone_threads(threads, os.getpid()).map(self._part, parts[:even])) + [
+            self._part(part) for part in parts[even:]
+        ]
+
+    def _in_turn(self, batch: Tensor) -> list[Tensor]:
+        return [self._part(part) for part in batch.split(self.rows)]
 
     def _part(self, part: Tensor) -> Tensor:
         rows = len(part)
         part = part.to(self.runtime.device, self.runtime.dtype, non_blocking=True)
         if self.fixed and rows < self.rows:  # the compiled network and cuDNN's tuning are for one shape
             part = torch.cat([part, part.new_zeros(self.rows - rows, *self._sample)])
-        tuned = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True
-        try:
-            with torch.inference_mode():
-                return self.network(part.contiguous(memory_format=self._layout))[:rows].float()
-        finally:
-            torch.backends.cudnn.benchmark = tuned
+        with torch.inference_mode():
+            return self.network(part.contiguous(memory_format=self._layout))[:rows].float()
 
 
 def fast_inference(module: nn.Module, example: Tensor, runtime: Runtime) -> FastCopy:
-    """A fast copy of `module` (a backbone, or any traceable network) for batches like `example`, in `runtime.dtype`.
+    """A fast copy of `module` (a backbone) for batches like `example`, in `runtime.dtype`.
 
     The module stays as it is, and later changes of it do not reach the copy. Batch norm is folded into the
     convolutions in the module's own precision; activations are channels-last.
 
-    On a CPU every convolution becomes one oneDNN call together with the addition of the residual and the ReLU after it,
-    on weights that are packed here. There is nothing left to compile: oneDNN's convolutions run at the speed of a large
-    matrix product, and the copy is ready in a fraction of a second where TorchInductor needs half a minute for the same
-    speed. On a GPU, TorchInductor compiles the network if `runtime.compile`, for exactly the example's shape: smaller
-    batches are padded and nothing recompiles. Its default mode: a batch keeps a GPU busy for milliseconds, which leaves
-    nothing for CUDA graphs to hide.
+    On a CPU (`onednn.py`) there is nothing to compile: the copy is ready in a fraction of a second, where TorchInductor
+    (with freezing) took 27 s for R(2+1)D-18 at 224, 5 s from its cache, and a tenth longer per clip. Batches run in
+    smaller parts there, one clip at 224 each, side by side on the threads: give it batches of a multiple of
+    `torch.get_num_threads()`. On a GPU, TorchInductor compiles the network if `runtime.compile`, for exactly the
+    example's shape: smaller batches are padded and nothing recompiles. Its default mode: a batch keeps a GPU busy for
+    milliseconds, which leaves nothing for CUDA graphs to hide.
 
     example: (B, 3, 8, crop, crop) or (B, 1, mels, columns); only its shape counts.
     """
     network = _folded(module)
     if runtime.device.type == "cpu" and onednn.supports(runtime.dtype):
-        return FastCopy(onednn.fuse(network.to(runtime.dtype), example.shape[1:]), example, runtime, fixed=False)
+        fused = onednn.fuse(network.to(runtime.dtype), example.shape[1:])
+        return FastCopy(fused, example[: max(1, CACHED // example[0].numel())], runtime, fixed=False)
     network.to(runtime.device, runtime.dtype).to(memory_format=LAYOUTS[example.dim()])
     if runtime.compile and runtime.device.type == "cuda":
         return FastCopy(torch.compile(network, dynamic=False), example, runtime, fixed=True)
     return FastCopy(network, example, runtime, fixed=True)
+
+
+@functools.cache
+def _lone_threads(count: int, process: int) -> ThreadPoolExecutor:
+    """`count` threads in which PyTorch computes on one core each. `process`: a fork has none of its parent's."""
+    ready = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # PyTorch's own first step in a thread, which later would undo the next line
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="jmt-fast-clips", initializer=start)
+    for _ in range(count):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(count)  # a thread's setting is also the process's default and MKL's
+    return pool
 
 
 def _folded(module: nn.Module) -> fx.GraphModule:

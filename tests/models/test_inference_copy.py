@@ -15,10 +15,10 @@ from jmt_fast.models.weights import load_backbones
 from jmt_fast.runtime import DTYPES, Runtime
 
 CASES = {
-    # maps of 32, 16, 8 rows; of 18, 9, 5: odd ones are not split; of 23, 12
-    "visual, 3 stages": ("visual", VisualConfig(blocks=(1, 2, 1), widths=(16, 24, 40)), 64),
-    "visual, odd rows": ("visual", VisualConfig(blocks=(2, 1, 1), widths=(16, 24, 40), features=40), 36),
-    "visual, odd crop": ("visual", VisualConfig(blocks=(1, 1), widths=(16, 32), pooling="average"), 45),
+    # maps of 16, 8, 4 rows; of 18, 9, 5: odd ones are not split; of 23, 12
+    "visual, 3 stages": ("visual", VisualConfig(blocks=(1, 2, 1), widths=(64, 66, 72)), 32),
+    "visual, odd rows": ("visual", VisualConfig(blocks=(2, 1, 1), widths=(64, 66, 68), features=40), 36),
+    "visual, odd crop": ("visual", VisualConfig(blocks=(1, 1), widths=(16, 64), pooling="average"), 45),
     "visual, flatten": ("visual", VisualConfig(blocks=(1, 1), widths=(16, 32), pooling="flatten", features=24), 32),
     "audio": ("audio", VisualConfig(blocks=(1,), widths=(8,)), 32),
 }
@@ -86,11 +86,20 @@ def test_the_small_networks_take_the_paths_they_are_here_for() -> None:
         assert not {nn.BatchNorm2d, nn.BatchNorm3d} & set(kinds(case))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
-def test_any_number_of_rows(rows: int) -> None:
-    module, batch = make("visual, 3 stages", rows=7)
+def test_any_number_of_rows(rows: int, threads: int) -> None:
+    module, batch = make("visual, flatten", rows=7)
     fast = fast_inference(module, batch[:3], cpu("fp32"))
-    torch.testing.assert_close(fast(batch[:rows]), fast(batch)[:rows], rtol=1e-4, atol=1e-5)
+    expected, before = truth(module, batch)[:rows], torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = fast(batch[:rows])
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert got.shape == expected.shape
+    assert error(got, expected) < 1e-5
 
 
 def test_any_strides_and_dtype() -> None:
@@ -130,6 +139,14 @@ def test_the_module_stays_as_it_was_and_the_copy_too() -> None:
             parameter.zero_()
     assert torch.equal(fast(batch), first)
     assert not torch.backends.cudnn.benchmark
+
+
+def test_features_can_be_trained_on() -> None:
+    module, batch = make("audio", rows=2)
+    features = fast_inference(module, batch, cpu("fp32"))(batch)
+    layer = nn.Linear(features.shape[1], 1)
+    layer(features).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, features.sum(0, keepdim=True))
 
 
 def test_wrong_shapes_name_the_argument() -> None:
