@@ -1,4 +1,4 @@
-"""Videos whose frames carry their own number, and sound whose clicks have known times."""
+"""What tests of several floors use: videos whose frames carry their own number, and a small checkpoint."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
+
+from jmt_fast.config import AudioConfig, FeatureConfig, FrameConfig, JMTConfig, VisualConfig
+from jmt_fast.models import JMT, Checkpoint, load_backbones
 
 BITS = 8
 CLOCK = Fraction(1, 30_000)  # fine enough for every rate used here
@@ -205,3 +209,28 @@ def kit() -> SimpleNamespace:
         sound_packets=_sound_packets,
         Film=Film,
     )
+
+
+@pytest.fixture(scope="session")
+def small_features() -> FeatureConfig:
+    """Backbones that take milliseconds."""
+    return FeatureConfig(
+        frames=FrameConfig(resize=36, crop=32),
+        visual=VisualConfig(blocks=(1, 1), widths=(8, 16), features=32),
+        audio=AudioConfig(blocks=(1, 1, 1, 1), features=64, gru=48),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_features: FeatureConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `predict` and `evaluate` take, with random weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fusion = JMT(JMTConfig(dim=48, ff_dim=48, visual_dim=32))
+        with torch.no_grad():
+            for name, parameter in fusion.named_parameters():  # predictions that move, so that a shift shows
+                if name.startswith(("out", "valence", "arousal")) and parameter.ndim > 1:
+                    parameter.mul_(4)
+    Checkpoint(fusion, load_backbones(small_features, "random", 0), small_features).save(folder)
+    return folder
