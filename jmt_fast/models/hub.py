@@ -42,10 +42,9 @@ class FusionHubMixin(PyTorchModelHubMixin):
             for name in (CONFIG, WEIGHTS):
                 if not (Path(place) / name).is_file():
                     raise CheckpointError(f"{place}: {name} is missing; pass a folder that `save_pretrained` wrote")
+            _check_object(place)
         try:
             return super().from_pretrained(place, **kwargs)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{place}: {CONFIG} is not JSON ({error}); restore or save it again") from error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
@@ -82,6 +81,15 @@ class FusionHubMixin(PyTorchModelHubMixin):
 
 def encode_config(config: JMTConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
+
+
+def _check_object(place: str) -> None:
+    try:
+        found = json.loads((Path(place) / CONFIG).read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{place}: {CONFIG} is not JSON ({error}); restore or save it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{place}: {CONFIG} holds no object; restore or save it again")
 
 
 def _decoded(config: Any, place: str) -> JMTConfig:
