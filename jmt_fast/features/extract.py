@@ -35,14 +35,15 @@ class Block:
 class Extractor:
     """Frozen backbones behind the media graph. One instance serves any number of recordings."""
 
-    def __init__(self, config: FeatureConfig, backbones: Backbones, runtime: Runtime, batch: int | None = None) -> None:
+    def __init__(self, config: FeatureConfig, backbones: Backbones, runtime: Runtime) -> None:
         self.config = config
         self.runtime = runtime
-        self.batch = batch or (32 if runtime.device.type == "cuda" else 4)
         self.graph = ClipGraph(config.frames, config.sound, runtime.device)
         crop, sound = config.frames.crop, config.sound
-        clips = torch.randn(self.batch, 3, CLIP_FRAMES, crop, crop, device=runtime.device)
-        spectrograms = torch.randn(self.batch, 1, sound.mels, sound.columns, device=runtime.device)
+        # On a CPU each thread takes whole clips, so a batch is a multiple of the threads.
+        batch = 32 if runtime.device.type == "cuda" else 2 * torch.get_num_threads()
+        clips = torch.randn(batch, 3, CLIP_FRAMES, crop, crop, device=runtime.device)
+        spectrograms = torch.randn(max(batch, 16), 1, sound.mels, sound.columns, device=runtime.device)
         self.visual = fast_inference(backbones.visual, clips, runtime)
         self.audio = fast_inference(backbones.audio, spectrograms, runtime)
 

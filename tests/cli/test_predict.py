@@ -72,8 +72,8 @@ def test_all_bad_is_a_failure(run: Callable, small_checkpoint: Path, tmp_path: P
 def test_csv_smoothing_and_plot(run: Callable, small_checkpoint: Path, film: Film, tmp_path: Path) -> None:
     video = film()
     for out, more in (("plain", ()), ("smooth", ("--smooth", "20,50", "--plot"))):
-        assert run("predict", video, "--checkpoint", small_checkpoint, "--out", tmp_path / out, "--format", "csv", *more,
-                   *PLAIN).code == 0  # fmt: skip
+        assert run("predict", video, "--checkpoint", small_checkpoint, "--out", tmp_path / out, "--format", "csv",
+                   *more, *PLAIN).code == 0  # fmt: skip
     plain, smooth = (pandas.read_csv(tmp_path / out / f"{video.stem}.csv") for out in ("plain", "smooth"))
     assert smooth["valence"].std() <= plain["valence"].std()
     assert plain["time"].equals(smooth["time"])
@@ -84,7 +84,8 @@ def test_csv_smoothing_and_plot(run: Callable, small_checkpoint: Path, film: Fil
     "arguments",
     [("predict",), ("nonsense",), ("predict", "a.mp4", "--checkpoint", "c", "--out", "o", "--smooth", "x"),
      ("predict", "a.mp4", "--checkpoint", "c", "--out", "o", "--stride", "5"), ("train", "--out", "o"),
-     ("train", "--data", "d", "--out", "o", "--set", "nothing"), ("train", "--data", "d", "--out", "o", "--model", "x")],
+     ("train", "--data", "d", "--out", "o", "--set", "nothing"),
+     ("train", "--data", "d", "--out", "o", "--model", "x")],
 )  # fmt: skip
 def test_wrong_usage_exits_2(run: Callable, collection: Path, backbones: Path, arguments: tuple[str, ...]) -> None:
     given = [str(collection / "manifest.csv") if each == "d" else each for each in arguments]
@@ -142,10 +143,12 @@ def test_probe_and_doctor_in_words_and_json(run: Callable, film: Film, kit: Simp
 def test_help_answers_at_once_and_without_torch() -> None:
     root = Path(__file__).parents[2]
     code = "import sys, jmt_fast.cli.check, jmt_fast.cli.demo, jmt_fast.cli.predict, jmt_fast.cli.train; " \
-           "print([m for m in ('torch', 'av', 'nvidia.dali', 'pyarrow', 'matplotlib') if m in sys.modules])"  # fmt: skip
+           "print([m for m in ('torch', 'av', 'nvidia.dali', 'pyarrow') if m in sys.modules])"  # fmt: skip
     loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
     begin = time.perf_counter()
-    shown = subprocess.run([sys.executable, "-m", "jmt_fast", "--help"], cwd=root, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "jmt_fast", "--help"], cwd=root, capture_output=True, text=True, check=True
+    )
     assert "predict" in shown.stdout
     print(f"--help took {time.perf_counter() - begin:.2f} s on {os.cpu_count()} cores")
