@@ -148,7 +148,7 @@ def _outlines(who: Identity, shows: Expression) -> list[Part]:
         parts.append(Part(_beard(who), who.stubble, "face"))
         parts.append(Part(_ellipse(0, who.mouth_height, who.mouth_width * 1.12, 0.15), who.skin, "features"))
     for side in (-1, 1):
-        parts += _eye(who, shows, side)
+        parts += [_cheek(who, shows, side), *_eye(who, shows, side), _furrow(who, shows, side)]
     parts += [
         Part(_ellipse(0, who.eye_height + who.nose_length + 0.1, who.nose_width, 0.045), who.shade, "nose"),
         Part(_ellipse(0, who.eye_height + who.nose_length + 0.08, 0.8 * who.nose_width, 0.04), who.skin, "nose"),
@@ -157,7 +157,7 @@ def _outlines(who: Identity, shows: Expression) -> list[Part]:
 
 
 def _eye(who: Identity, shows: Expression, side: int) -> list[Part]:
-    """White, iris, pupil and brow. Valence narrows the eyes and lifts the brows' inner ends; arousal widens a little."""
+    """White, iris, pupil and brow. Valence narrows the eyes and lifts the brows' inner ends; arousal widens both."""
     x, y = side * who.eye_gap, who.eye_height
     opening = np.clip(0.68 + 0.07 * shows.wide - 0.16 * shows.valence, 0.3, 1.1) * shows.lids
     height = (who.eye_size * opening)[:, None]
@@ -169,7 +169,7 @@ def _eye(who: Identity, shows: Expression, side: int) -> list[Part]:
 
     along = np.linspace(-1, 1, 9)  # from the inner end to the outer
     valence = shows.valence[:, None]
-    line = y - who.brow_height - 0.02 * valence + 0.055 * valence * along - 0.03 * (1 - along**2)
+    line = y - who.brow_height - 0.03 * valence + 0.075 * valence * along - 0.03 * (1 - along**2)
     line = line - 0.012 * shows.wide[:, None]
     brow_x = x + side * (0.135 * along - 0.012 * (1 - valence))
     half = who.brow_weight * (0.5 + 0.5 * np.sqrt(1 - 0.9 * along**2))
@@ -180,20 +180,38 @@ def _eye(who: Identity, shows: Expression, side: int) -> list[Part]:
     return parts
 
 
+def _cheek(who: Identity, shows: Expression, side: int) -> Part:
+    """A smile lifts and reddens the cheeks (action unit 6 of Ekman and Friesen's coding system)."""
+    smile = np.maximum(shows.valence, 0)[:, None]
+    rise = np.sqrt(np.minimum(smile, 1))
+    return Part(_ellipse(side * 0.36, 0.2 - 0.05 * smile, 0.13 * rise, 0.095 * rise), who.blush)
+
+
+def _furrow(who: Identity, shows: Expression, side: int) -> Part:
+    """A frown draws the brows together and leaves a crease between them (action unit 4)."""
+    frown = np.maximum(-shows.valence, 0)[:, None]
+    y = who.eye_height - who.brow_height + 0.05
+    along = np.linspace(-1, 1, 5)
+    x = side * (0.055 + 0.012 * along)[None] + np.array([-1, 1])[:, None, None] * 0.016 * np.minimum(2 * frown, 1)
+    line = y + 0.085 * frown * along
+    return Part(np.concatenate([np.stack([x[0], line], -1), np.stack([x[1], line], -1)[:, ::-1]], axis=1), who.crease)
+
+
 def _mouth(who: Identity, shows: Expression) -> list[Part]:
-    """Lips, the dark between them, and teeth. Valence bends and widens it; speech opens it."""
+    """Lips, the dark between them, and teeth. Valence bends and widens it, a smile bares teeth; speech opens it."""
     along = np.linspace(-1, 1, 17)
     arch = 1 - along**2
     valence = shows.valence[:, None]
-    x = who.mouth_width * (1 + 0.14 * valence) * along
-    line = who.mouth_height + 0.17 * valence * (arch - 0.5)
-    opening = 0.13 * shows.mouth[:, None] * arch
+    smile = np.maximum(valence, 0)
+    x = who.mouth_width * (1 + 0.18 * valence) * along
+    line = who.mouth_height + 0.2 * valence * (arch - 0.5)
+    opening = (0.11 * shows.mouth[:, None] + 0.1 * smile) * arch
     top, bottom = line - 0.35 * opening - 0.007, line + 0.65 * opening + 0.007
     lip = who.lip * (0.25 + 0.75 * np.sqrt(arch))
     return [
         Part(_band(x, top - lip, bottom + 1.2 * lip), who.lips),
         Part(_band(x, top, bottom), DARK),
-        Part(_band(0.8 * x, top + 0.008, top + 0.008 + np.minimum(0.3 * opening, 0.03)), TEETH),
+        Part(_band(0.8 * x, top + 0.008, top + 0.008 + (0.3 + 0.4 * smile) * opening), TEETH),
     ]
 
 

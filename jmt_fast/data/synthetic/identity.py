@@ -64,11 +64,11 @@ class Identity:
             eye_height=between(-0.16, -0.08),
             eye_size=between(0.105, 0.135),
             brow_height=between(0.165, 0.205),
-            brow_weight=between(0.022, 0.042),
+            brow_weight=between(0.03, 0.045),
             nose_length=between(0.20, 0.27),
             nose_width=between(0.07, 0.11),
             mouth_height=between(0.37, 0.43),
-            mouth_width=between(0.25, 0.31),
+            mouth_width=between(0.28, 0.34),
             lip=between(0.026, 0.04),
             curve=rng.normal(0, 0.06),
         )
@@ -80,6 +80,14 @@ class Identity:
     @property
     def lips(self) -> Colour:
         return _mix(self.skin, (170, 50, 60), 0.62)
+
+    @property
+    def blush(self) -> Colour:
+        return _mix(self.skin, (226, 84, 84), 0.45)
+
+    @property
+    def crease(self) -> Colour:
+        return _mix(self.skin, (50, 24, 20), 0.7)
 
     @property
     def stubble(self) -> Colour:
@@ -104,8 +112,8 @@ class Pose:
         return cls(
             x=moving(0.035, 0.03),
             y=moving(0.03, 0.03),
-            roll=moving(0.06, 0.03),
-            turn=moving(0.12, 0.06),
+            roll=moving(0.05, 0.03),
+            turn=moving(0.09, 0.05),
             scale=np.exp(moving(0.03, 0.03)),
         )
 
