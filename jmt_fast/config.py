@@ -156,8 +156,8 @@ class FeatureConfig(Config):
                 return cls()
             case "demo":
                 return cls(
-                    frames=FrameConfig(resize=72, crop=64),
-                    visual=VisualConfig(blocks=(1, 1, 1), widths=(16, 32, 64)),
+                    frames=FrameConfig(resize=54, crop=48),
+                    visual=VisualConfig(blocks=(1, 1, 1, 1), widths=(8, 16, 32, 64)),
                 )
             case _:
                 raise ValueError(f"unknown feature preset {name!r}: choose paper or demo")
@@ -182,8 +182,10 @@ class FusionTraining(Config):
 class VisualTraining(Config):
     """Training of the visual backbone. The defaults are the paper's."""
 
+    optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of SGD")
+    clip_norm: float | None = Field(None, gt=0, description="gradients longer than this are shortened to it")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "one_cycle"] = Field("constant", description="one_cycle: warm up to lr, cosine to 0")
     batch: int = Field(8, ge=1)

@@ -32,10 +32,10 @@ class DemoConfig(Config):
     videos: int = 30
     seconds: float = 24.0
     size: int = 96
-    fps: int = 30
+    fps: int = 15  # clips sample every 4/30 s, so every second frame at 30 fps would not be seen
     stride: int = 8
     visual: VisualTraining = VisualTraining(
-        lr=0.02, momentum=0.9, batch=16, epochs=12, patience=12, dropout=0.2, stride=16, schedule="one_cycle"
+        optimizer="adam", lr=1e-3, clip_norm=1.0, batch=16, epochs=7, dropout=0.2, stride=8, schedule="one_cycle"
     )
     audio: AudioTraining = AudioTraining(lr=1e-3, batch=16, epochs=15)
     fusion: FusionTraining = FusionTraining(epochs=8, patience=3, stride=8)

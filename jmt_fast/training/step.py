@@ -18,7 +18,8 @@ class Step:
 
     `loss` gives a scalar of float32 or more. With `runtime.compile` it is compiled, once for each set of shapes: give
     it batches of one shape (pad them). In fp16 the loss is scaled, and an update with gradients that are not finite is
-    left out. `rate`, if given, is the learning rate's factor at update n = 0, 1, ...
+    left out. `rate`, if given, is the learning rate's factor at update n = 0, 1, ...; `clip_norm` the greatest norm that
+    the gradients keep.
     """
 
     def __init__(
@@ -27,8 +28,10 @@ class Step:
         optimizer: torch.optim.Optimizer,
         runtime: Runtime,
         rate: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         self.optimizer = optimizer
+        self._clip_norm = clip_norm
         self.device = runtime.device
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate) if rate else None
@@ -43,6 +46,10 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         value = self._loss(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
         self._scaler.scale(value).backward()
+        if self._clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._schedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -41,6 +42,8 @@ class VisualRegressor(nn.Module):
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.config.features, 2)
+        with torch.no_grad():  # CCC's gradient fades where predictions vary far more than labels: start well below
+            self.head.weight.mul_(0.1)
         self.register_buffer("mean", 255 * torch.tensor(frames.mean), persistent=False)
         self.register_buffer("scale", 1 / (255 * torch.tensor(frames.std)), persistent=False)
 
@@ -60,16 +63,20 @@ def fit_visual(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
-    """SGD on the CCC loss of each batch of clips; the linear head is dropped, `backbone` gets the best weights.
+    """SGD (or Adam) on the CCC loss of each batch of clips; the linear head is dropped, `backbone` gets the best weights.
 
     The frames that the labelled clips need are decoded once into a temporary file (in `out` where given). Clips are
     shuffled over all videos; random crop and flip are the same for all frames of a clip; an incomplete last batch is
     left out. Validation takes the centre crop and compares clips, not frames: mean CCC over all labelled clips selects
-    the epoch. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
+    the epoch. On a CPU always in FP32, not compiled. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
 
     Raises:
         DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
     """
+    if runtime.device.type == "cpu":
+        # BF16 gradients of 3-D convolutions on a CPU come out differently from one call to the next, now and then NaN
+        # (seen with PyTorch 2.15 at 5 to 36 channels).
+        runtime = replace(runtime, precision="fp32", compile=False)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(config.seed)
         network = VisualRegressor(backbone, frames, config.dropout)
@@ -135,8 +142,12 @@ def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtim
             return (update + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (update - rise) / max(1, total - rise)))
 
-    optimizer = sgd(network.parameters(), config.lr, config.momentum, config.weight_decay)
-    return Step(loss, optimizer, runtime, one_cycle if config.schedule == "one_cycle" else None)
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adam":
+        optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    else:
+        optimizer = sgd(network.parameters(), config.lr, config.momentum, config.weight_decay)
+    return Step(loss, optimizer, runtime, one_cycle if config.schedule == "one_cycle" else None, config.clip_norm)
 
 
 @torch.no_grad()
