@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ def demo(
     from jmt_fast.demo import DemoConfig, run_demo
 
     machine = runtime(device, precision, compile)
+    if compile is None and machine.device.type == "cpu":
+        machine = replace(machine, compile=False)  # compiling takes longer than what it saves in minutes of training
     show.err.print(
         "The data is synthetic: rendered faces, synthesised voices. The figures say nothing about real people."
     )

@@ -128,11 +128,11 @@ class FeatureStore:
         """Put one video's features on disk: all of them, or, when the disk is full, nothing."""
         data = save(
             {
-                "times": torch.from_numpy(video.times),
+                "times": torch.tensor(video.times),
                 "visual": video.visual.contiguous(),
                 "audio": video.audio.contiguous(),
-                "timestamps": torch.from_numpy(video.timestamps),
-                "face": torch.from_numpy(video.face),
+                "timestamps": torch.tensor(video.timestamps),
+                "face": torch.tensor(video.face),
             },
             metadata={"source": source},
         )
