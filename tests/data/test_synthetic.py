@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jmt_fast import media
 from jmt_fast.data import OpenRecording, Recording, affwild2, read_affwild2, read_manifest
@@ -16,8 +21,10 @@ from jmt_fast.data.synthetic.faces import film
 from jmt_fast.data.synthetic.traces import FACE_GAPS, GAP_SHARE, write_script
 from jmt_fast.data.synthetic.voice import SAMPLE_RATE, speak
 from jmt_fast.errors import JMTError
+from jmt_fast.training import ccc
 
-DOCS = Path(__file__).parents[2] / "docs" / "synthetic.md"
+PROJECT = Path(__file__).parents[2]
+DOCS = PROJECT / "docs" / "synthetic.md"
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +88,16 @@ def test_an_interrupted_call_goes_on_where_it_was(collection: tuple[Path, list[R
             raise Stop
 
     with pytest.raises(Stop):
-        synthesise(out, 5, 4.0, seed=3, size=64, workers=1, progress=interrupt)
+        synthesise(out, 10, 4.0, seed=3, size=64, workers=1, progress=interrupt)
     finished = {path.name: path.stat().st_mtime_ns for path in (out / "videos").glob("*.mp4")}
-    assert 2 <= len(finished) < 5
+    assert 2 <= len(finished) < 10  # a pool of one process has up to three videos under way
     assert not list((out / "videos").glob("*.part"))
-    synthesise(out, 5, 4.0, seed=3, size=64)
+    synthesise(out, 10, 4.0, seed=3, size=64)
     after = {path.name: path.stat().st_mtime_ns for path in (out / "videos").glob("*.mp4")}
-    assert len(after) == 5
+    assert len(after) == 10
     assert finished.items() <= after.items()
-    assert [(out / "videos" / each.video.name).read_bytes() for each in recordings] == [each.video.read_bytes() for each in recordings]
+    for each in recordings:
+        assert (out / "videos" / each.video.name).read_bytes() == each.video.read_bytes()
 
 
 def test_a_folder_of_another_collection_is_refused(collection: tuple[Path, list[Recording]]) -> None:
@@ -100,18 +108,53 @@ def test_a_folder_of_another_collection_is_refused(collection: tuple[Path, list[
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"videos": 0}, "videos=0"), ({"seconds": 0.1}, "seconds"), ({"size": 65}, "odd"), ({"size": 8}, "size=8"), ({"seed": -1}, "seed")],
+    [
+        ({"videos": 0}, "videos=0"),
+        ({"seconds": 0.1}, "seconds=0.1"),
+        ({"seconds": float("nan")}, "seconds=nan"),
+        ({"seconds": float("inf")}, "seconds=inf"),
+        ({"size": 65}, "odd"),
+        ({"size": 8}, "size=8"),
+        ({"seed": -1}, "seed=-1"),
+        ({"workers": 0}, "workers=0"),
+    ],
 )
 def test_wrong_arguments_are_named(tmp_path: Path, changes: dict[str, float], message: str) -> None:
     arguments = {"videos": 1, "seconds": 2.0, "size": 64, **changes}
     with pytest.raises(JMTError, match=message):
         synthesise(tmp_path / "set", **arguments)
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JMTError, match="cannot be written"):
         synthesise(tmp_path / "file", 1, 2.0, size=64)
+
+
+_LIMITED = """
+import resource, sys
+from jmt_fast.data.synthetic import synthesise
+from jmt_fast.errors import JMTError
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+if __name__ == "__main__":
+    try:
+        synthesise(sys.argv[2], 1, 4.0, seed=3, size=64)
+    except JMTError as error:
+        sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("limit", [50, 20_000])  # bytes: the recipe, a video
+def test_a_write_that_fails_is_one_line_and_leaves_no_half_file(tmp_path: Path, limit: int) -> None:
+    script, out = tmp_path / "limited.py", tmp_path / "set"
+    script.write_text(_LIMITED)
+    command = [sys.executable, str(script), str(limit), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    assert done.returncode == 1
+    assert re.fullmatch(r".*set: cannot be written: File too large; make room .*", done.stderr.strip())
+    assert not list((out / "videos").iterdir())
+    assert synthesise(out, 1, 4.0, seed=3, size=64)[0].video.exists()
 
 
 @pytest.mark.parametrize("videos", [1, 2, 3, 7, 30])
@@ -162,6 +205,36 @@ def test_light_never_overflows() -> None:
 def test_the_documented_ceilings_are_those_of_the_generator() -> None:
     rows = re.findall(r"^\| (?:the )?(face|voice|both)[ a-z]* \| ([\d.]+) \| ([\d.]+) \|", DOCS.read_text(), re.M)
     assert len(rows) == 3
-    found = ceilings(seed=int(np.random.default_rng().integers(1000)))
+    seed = int(np.random.default_rng().integers(1000))
+    print("seed", seed)
+    found = ceilings(seed=seed)
     for name, valence, arousal in rows:
         assert found[name] == pytest.approx([float(valence), float(arousal)], abs=0.03)
+
+
+def _pictures_and_sound(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grey pictures (40, 32 * 32) and log energies of sound bands (40, 32), one a half second, and labels (40, 2)."""
+    rng = np.random.default_rng(seed)
+    script = write_script(40, 2, rng)
+    samples, mouth = speak(script, rng)
+    pictures = np.stack([picture.astype(float).mean(2).ravel() for picture in film(script, mouth, 32, rng)])
+    pictures = (pictures - pictures.mean(1, keepdims=True)) / (pictures.std(1, keepdims=True) + 5)
+    power = np.abs(np.fft.rfft(samples.reshape(40, -1), axis=1)) ** 2
+    edges = (np.geomspace(60, 12_000, 33) / 2).astype(int)  # a bin is 2 Hz
+    bands = np.log10(np.stack([power[:, low : high + 1].mean(1) for low, high in pairwise(edges)], axis=1) + 1e-6)
+    return pictures, bands, np.stack([script.valence, script.arousal], axis=1)
+
+
+def test_linear_readers_find_valence_in_new_faces_and_arousal_in_new_voices_and_not_the_other_way_round() -> None:
+    train, test = ([_pictures_and_sound(seed) for seed in seeds] for seeds in (range(40), range(40, 60)))
+    target, truth = (np.concatenate([labels for _, _, labels in part]) for part in (train, test))
+    scores = []
+    for kind, penalty in ((0, 300.0), (1, 10.0)):
+        seen, new = (np.concatenate([each[kind] for each in part]) for part in (train, test))
+        centred = seen - seen.mean(0)
+        weights = np.linalg.solve(centred.T @ centred + penalty * np.eye(seen.shape[1]), centred.T @ target)
+        scores.append(ccc(torch.from_numpy((new - seen.mean(0)) @ weights), torch.from_numpy(truth)).tolist())
+    (face_valence, face_arousal), (voice_valence, voice_arousal) = scores
+    assert face_valence > 0.45
+    assert voice_arousal > 0.75
+    assert max(abs(face_arousal), abs(voice_valence)) < 0.25

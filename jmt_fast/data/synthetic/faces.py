@@ -157,7 +157,7 @@ def _outlines(who: Identity, shows: Expression) -> list[Part]:
 
 
 def _eye(who: Identity, shows: Expression, side: int) -> list[Part]:
-    """White, iris, pupil and brow. Valence narrows the eyes and lifts the brows' inner ends; arousal widens both."""
+    """White, iris, pupil and brow. Valence narrows the eyes and lifts the inner ends of the brows; arousal widens."""
     x, y = side * who.eye_gap, who.eye_height
     opening = np.clip(0.68 + 0.07 * shows.wide - 0.16 * shows.valence, 0.3, 1.1) * shows.lids
     height = (who.eye_size * opening)[:, None]

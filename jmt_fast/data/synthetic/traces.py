@@ -82,7 +82,7 @@ def smooth_noise(frames: int, fps: int, rng: np.random.Generator, scale: float =
 
 
 def _gaps(frames: int, fps: int, share: float, rng: np.random.Generator, kinds: int = 1) -> np.ndarray:
-    """int64 (frames,): 0 outside gaps, 1..kinds inside. Gaps come at random and cover `share` of the time on average."""
+    """int64 (frames,): 0 outside gaps, 1..kinds inside. Gaps come at random and cover `share` of the time."""
     marks = np.zeros(frames, dtype=np.int64)
     between = np.mean(GAP_SECONDS) * (1 - share) / share
     clock = -float(rng.uniform(0, between))  # a burn-in, so that the start of a video is like its middle

@@ -124,7 +124,7 @@ def _formant_filter(
     source: np.ndarray, script: Script, speaker: Speaker, syllables: Syllables, rng: np.random.Generator
 ) -> np.ndarray:
     """Shape the source, float32 (samples,), by vowel, formant shift and tilt, all of which change with time."""
-    window = np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)  # power-complementary
+    window = np.sin(np.pi * np.arange(WINDOW) / WINDOW).astype(np.float32)  # applied twice: Hann, which adds up
     padded = np.pad(source, (WINDOW, 2 * WINDOW))
     spectra = (len(padded) - WINDOW) // HOP + 1
     starts = np.arange(spectra) * HOP

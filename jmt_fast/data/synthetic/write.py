@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +25,7 @@ from jmt_fast.errors import JMTError
 Progress = Callable[[int, int, str], None]
 FOLDERS = {split: folder for folder, split in SPLIT_FOLDERS.items()}
 FOLDS = 5
+GENERATOR = 2  # raise it with any change of what a recipe gives: old and new videos must not mix in one folder
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class Recipe:
         for name, least in (("videos", 1), ("seconds", 1), ("seed", 0), ("size", 32), ("fps", 1)):
             if not getattr(self, name) >= least:
                 raise JMTError(f"synthetic data: {name}={getattr(self, name)} is too small; give at least {least}")
+        if math.isinf(self.seconds):
+            raise JMTError(f"synthetic data: seconds={self.seconds} is no length; give a finite number")
         if self.size % 2:
-            raise JMTError(f"synthetic data: size={self.size} is odd, which H.264 in 4:2:0 cannot hold; give an even number")
+            raise JMTError(f"synthetic data: size={self.size} is odd, which 4:2:0 cannot hold; give an even number")
 
     def split(self, index: int) -> str:
         """About 60/20/20 in the order of the videos; with three or more, each split has one at least."""
@@ -66,39 +71,50 @@ def synthesise(
 
     Leaves `out/videos/<name>.mp4` (H.264 at `size` x `size`, AAC mono at 44.1 kHz),
     `out/VA_Estimation_Challenge/<split>/<name>.txt` and `out/manifest.csv`. A video is there whole or not at all; one
-    that is there is kept, so that an interrupted call goes on where it was. `workers`: processes, one a core by default.
-    Raises JMTError for arguments that make no video, a folder of another collection, and a folder that cannot be written.
+    that is there is kept, so that an interrupted call goes on where it was. `workers`: processes, by default one a
+    core. As always with processes, a script that calls this needs its `if __name__ == "__main__"`.
+    Raises JMTError for arguments that make no video, a folder of another collection or that cannot be written, and a
+    process that was killed.
     """
     recipe = Recipe(videos, float(seconds), seed, size, fps)
     recipe.check()
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise JMTError(f"synthetic data: workers={workers} is too small; give at least 1")
     out = Path(out)
     recordings = [_recording(out, recipe, index) for index in range(videos)]
     try:
         _claim(out, recipe)
         missing = [index for index, recording in enumerate(recordings) if not recording.video.exists()]
-        _render(out, recipe, missing, workers or os.cpu_count() or 1, progress)
+        _render(out, recipe, missing, workers, progress)
         write_manifest(recordings, out / "manifest.csv")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise JMTError(f"{out}: cannot be written: {reason}; make room or pass another folder, finished videos are kept") from error
+        remedy = "make room or pass another folder, finished videos are kept"
+        raise JMTError(f"{out}: cannot be written: {reason}; {remedy}") from error
+    except BrokenProcessPool as error:
+        remedy = "give fewer workers, finished videos are kept"
+        raise JMTError(f"{out}: a rendering process was killed, perhaps for want of memory; {remedy}") from error
     return recordings
 
 
 def _recording(out: Path, recipe: Recipe, index: int) -> Recording:
     name, split = f"synthetic_{index:03d}", recipe.split(index)
-    return Recording(
-        name, out / "videos" / f"{name}.mp4", out / CHALLENGE / FOLDERS[split] / f"{name}.txt", split, fold=index % FOLDS
-    )
+    annotation = out / CHALLENGE / FOLDERS[split] / f"{name}.txt"
+    return Recording(name, out / "videos" / f"{name}.mp4", annotation, split, fold=index % FOLDS)
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
     """Make the folders; refuse one that holds another collection, whose videos would pass for this one's."""
-    path, text = out / "recipe.json", json.dumps(asdict(recipe))
+    path, text = out / "recipe.json", json.dumps({"generator": GENERATOR, **asdict(recipe)})
     if path.exists() and path.read_text() != text:
         raise JMTError(f"{out}: holds another synthetic collection ({path.read_text()}); pass another folder")
     for folder in (out / "videos", *(out / CHALLENGE / folder for folder in FOLDERS.values())):
         folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text)
+    temporary.replace(path)  # a full disk must not leave half a recipe, which would be refused from then on
 
 
 def _render(out: Path, recipe: Recipe, missing: list[int], workers: int, progress: Progress | None) -> None:
@@ -141,7 +157,9 @@ def render(out: Path, recipe: Recipe, index: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _encode(container: av.container.OutputContainer, recipe: Recipe, frames, samples: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+def _encode(
+    container: av.container.OutputContainer, recipe: Recipe, frames: Iterator[np.ndarray], samples: np.ndarray
+) -> None:
     video = container.add_stream("libx264", rate=recipe.fps, options={"preset": "veryfast", "crf": "18"})
     video.width = video.height = recipe.size
     video.pix_fmt = "yuv420p"
