@@ -29,17 +29,17 @@ class DemoConfig(Config):
     """Sizes for five minutes on two CPU cores. The networks are `FeatureConfig.preset("demo")`."""
 
     seed: int = 0
-    videos: int = 30
-    seconds: float = 24.0
+    videos: int = 42  # many short ones: each is another face and voice
+    seconds: float = 17.1  # two sequences
     size: int = 96
     fps: int = 15  # clips sample every 4/30 s, so every second frame at 30 fps would not be seen
     stride: int = 8
     visual: VisualTraining = VisualTraining(
         optimizer="adam", lr=1e-3, clip_norm=1.0, batch=16, epochs=7, dropout=0.2, stride=8, schedule="one_cycle"
     )
-    audio: AudioTraining = AudioTraining(lr=1e-3, batch=16, epochs=15)
-    fusion: FusionTraining = FusionTraining(epochs=8, patience=3, stride=8)
-    lr: tuple[float, ...] = (5e-4, 2e-3)
+    audio: AudioTraining = AudioTraining(lr=1e-3, batch=8, epochs=60, patience=20)
+    fusion: FusionTraining = FusionTraining(epochs=14, patience=4, stride=8)
+    lr: tuple[float, ...] = (5e-4, 2e-3, 8e-3)
     momentum: tuple[float, ...] = (0.0, 0.9)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from jmt_fast.errors import DataError, MediaError
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
 BLACK = np.zeros((16, 16, 3), np.uint8)
 Chunk = list[tuple[int, np.ndarray | None]]
+Item = TypeVar("Item")
 Prepared = tuple[list[int], list[int], torch.Tensor]  # frame indices, those of them that are black, (n, 3, crop, crop)
 
 
@@ -81,7 +83,7 @@ class FrameSource:
         """Decoded by PyAV, or read from face crops, and fed to the graph."""
         wanted = self._wanted[self._next :]
         position = 0
-        for chunk in _ahead(_chunks(self._recording.frames(wanted))):
+        for chunk in ahead(_chunks(self._recording.frames(wanted))):
             filled: Chunk = []
             for index, frame in chunk:
                 lost = position + int(np.searchsorted(wanted[position:], index))
@@ -109,10 +111,10 @@ def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Decode the next chunk in a thread of its own while the networks work on the last one."""
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-        future = pool.submit(next, chunks, None)
-        while (chunk := future.result()) is not None:
-            future = pool.submit(next, chunks, None)
-            yield chunk
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, none of them None; the next one is made in a thread of its own while the last one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item

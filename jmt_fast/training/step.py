@@ -18,8 +18,8 @@ class Step:
 
     `loss` gives a scalar of float32 or more. With `runtime.compile` it is compiled, once for each set of shapes: give
     it batches of one shape (pad them). In fp16 the loss is scaled, and an update with gradients that are not finite is
-    left out. `rate`, if given, is the learning rate's factor at update n = 0, 1, ...; `clip_norm` the greatest norm that
-    the gradients keep.
+    left out. `rate`, if given, is the learning rate's factor at update n = 0, 1, ...; `clip_norm` the greatest norm
+    that the gradients keep.
     """
 
     def __init__(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from jmt_fast.config import FrameConfig, VisualTraining
 from jmt_fast.data import Recording
 from jmt_fast.data.graph import ClipGraph
+from jmt_fast.features.frames import ahead
 from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
@@ -27,8 +26,6 @@ from jmt_fast.training.loss import StreamingCCC, ccc_loss
 from jmt_fast.training.step import Step, precision, sgd
 
 _WARM_UP = 0.25  # share of the updates in which `one_cycle` rises to the full rate
-
-Item = TypeVar("Item")
 
 
 class VisualRegressor(nn.Module):
@@ -63,7 +60,7 @@ def fit_visual(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
-    """SGD (or Adam) on the CCC loss of each batch of clips; the linear head is dropped, `backbone` gets the best weights.
+    """SGD (or Adam) on the CCC loss of batches of clips; the linear head is dropped, `backbone` gets the best weights.
 
     The frames that the labelled clips need are decoded once into a temporary file (in `out` where given). Clips are
     shuffled over all videos; random crop and flip are the same for all frames of a clip; an incomplete last batch is
@@ -117,7 +114,7 @@ class ClipLoader:
         return len(self._clips) // self._batch
 
     def epoch(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        return _ahead(self._made(epoch))
+        return ahead(self._made(epoch))
 
     def _made(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         random = np.random.default_rng((self._seed, epoch))
@@ -176,12 +173,3 @@ def _folder(
         "start": weights_digest(backbone),
     }
     return RunFolder(out, identity, save_best)
-
-
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, the next one made in a thread while the last one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="clips") as pool:
-        future = pool.submit(next, items, None)
-        while (item := future.result()) is not None:
-            future = pool.submit(next, items, None)
-            yield item

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import torch
 from jmt_fast import media
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_times, to_frames
 from jmt_fast.data.graph import ClipGraph
-from jmt_fast.errors import MediaError
+from jmt_fast.errors import CheckpointError, MediaError
 from jmt_fast.features import VideoFeatures, run_sequences
 from jmt_fast.inference import Predictor
 from jmt_fast.models import Checkpoint, ReferenceJMT
@@ -52,7 +54,9 @@ KINDS = ["H.264/AAC MP4", "HEVC MOV of variable rate", "VP9 WebM", "AVI", "no so
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_file_gives_one_row_a_frame(predictor: Predictor, film: Film, kit: SimpleNamespace, kind: str) -> None:
+def test_each_kind_of_file_gives_one_row_a_frame(
+    predictor: Predictor, film: Film, kit: SimpleNamespace, kind: str
+) -> None:
     path = film(**kinds(kit)[kind])
     trace = predictor.predict(path)
     info = media.probe(path)
@@ -69,15 +73,16 @@ def test_a_trace_is_what_the_plain_path_computes(
     predictor: Predictor, small_checkpoint: Path, film: Film, kit: SimpleNamespace, stride: int
 ) -> None:
     """Everything at once in plain PyTorch: all clips in memory, the reference model, no blocks."""
-    path = film(times=kit.steps(420, 25), sound=kit.Sound(kit.clicks(np.arange(0.5, 16), 17, 44_100), 44_100), size=(64, 48))
+    sound = kit.Sound(kit.clicks(np.arange(0.5, 16), 17, 44_100), 44_100)
+    path = film(times=kit.steps(420, 25), sound=sound, size=(64, 48))
     loaded = Checkpoint.load(small_checkpoint)
     recording = OpenRecording(Recording("film", path))
     graph = ClipGraph(loaded.features.frames, loaded.features.sound)
     times = clip_times(recording.timestamps, stride)
     rows = clip_frames(recording.timestamps, times)
     frames = graph.frames([[frame for _, _, frame in media.frames(path)]])[0]
-    sound = recording.sound()
-    windows = np.stack([sound.window(time, 47_040) for time in times])
+    heard = recording.sound()
+    windows = np.stack([heard.window(time, 47_040) for time in times])
     with torch.inference_mode():
         visual = loaded.backbones.visual(frames[torch.from_numpy(rows)].transpose(1, 2))
         audio = loaded.backbones.audio(graph.spectrograms(windows))
@@ -124,12 +129,8 @@ def test_memory_does_not_grow_with_the_length(predictor: Predictor, film: Film, 
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
-    from jmt_fast.errors import CheckpointError
-
-    for file, field, value in (("config.json", "dim", 96), ("features.json", "visual", {"widths": [8, 24], "blocks": [1, 1]})):
+    other = {"widths": [8, 24], "blocks": [1, 1]}
+    for file, field, value in (("config.json", "dim", 96), ("features.json", "visual", other)):
         folder = tmp_path / file
         shutil.copytree(small_checkpoint, folder)
         config = json.loads((folder / file).read_text())
