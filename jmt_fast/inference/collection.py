@@ -67,6 +67,7 @@ def predict_files(
         try:
             trace = predictor.predict(video, stride, progress=inside)
         except MediaError as error:
+            inside(1, 1)
             yield Outcome(video, output, error=error)
             continue
         if smooth:
