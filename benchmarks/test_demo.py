@@ -7,19 +7,17 @@ deviation of the predictions within sequences of 8.5 s over that of the labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from jmt_fast.demo import DemoConfig, DemoResult, run_demo
+from jmt_fast.demo import DemoConfig, run_demo
 from jmt_fast.runtime import Runtime
-
-SEEDS = (0, 1, 2)
-MODELS = ("jmt", "concat", "visual", "audio", "ridge")
 
 
 @contextmanager
@@ -27,30 +25,20 @@ def silent(title: str) -> Iterator[Callable[..., None]]:
     yield lambda *_: None
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[DemoResult]:
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores(seed: int, question: Any, tmp_path: Path) -> None:
     runtime = Runtime.choose(compile=torch.cuda.is_available())  # as the command does
-    return [
-        run_demo(tmp_path_factory.mktemp("demo") / str(seed), DemoConfig(seed=seed), runtime, silent) for seed in SEEDS
-    ]
+    result = run_demo(tmp_path / "demo", DemoConfig(seed=seed), runtime, silent).as_dict()
+    add_rows(question, seed, result)
+    assert all(math.isfinite(row["mean"]) for row in question.rows)
 
 
-def columns(*scores: Any) -> dict[str, float]:
-    """Means over seeds."""
-    valence, arousal = np.mean([score.pooled for score in scores], 0)
-    varies = np.mean([score.deviation_ratio for score in scores], 0)
-    return {
-        "valence": float(valence), "arousal": float(arousal), "mean": float((valence + arousal) / 2),
-        "varies_v": float(varies[0]), "varies_a": float(varies[1]),
-    }  # fmt: skip
-
-
-def test_scores(results: list[DemoResult], question: Any) -> None:
-    for seed, result in zip(SEEDS, results, strict=True):
-        for name in MODELS:
-            chosen = result.chosen[name]
-            seconds = sum(result.seconds.values()) if name == "jmt" else float("nan")
-            question.row(f"seed {seed}", name, **columns(result.scores[name]), chosen=chosen, demo_seconds=seconds)
-    for name in MODELS:
-        question.row("mean of 3 seeds", name, **columns(*(result.scores[name] for result in results)))
-    assert torch.isfinite(torch.tensor([row["mean"] for row in question.rows])).all()
+def add_rows(question: Any, seed: int, result: dict[str, Any]) -> None:
+    """One row a model from a demo's `summary.json`."""
+    for name, score in result["scores"].items():
+        valence, arousal = score["deviation_ratio"]
+        question.row(
+            f"seed {seed}", name, valence=score["valence"], arousal=score["arousal"], mean=score["mean"],
+            varies_v=valence, varies_a=arousal, chosen=result["chosen"][name],
+            demo_seconds=sum(result["seconds"].values()),
+        )  # fmt: skip

@@ -134,15 +134,15 @@ def test_missing_frames_are_black_and_lost_videos_are_passed_over(
         ClipCache(tmp_path / "cache", [broken], graph, stride=32)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_learns_from_files(make_recording: Callable[..., Recording], tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    "optimizer", [{"lr": 0.2, "momentum": 0.9, "clip_norm": 1.0}, {"optimizer": "adam", "lr": 3e-3, "clip_norm": 1.0}]
+)
+def test_learns_from_files(make_recording: Callable[..., Recording], tmp_path: Path, optimizer: dict) -> None:
     train = [make_recording(f"train{number}") for number in range(6)]
     validation = [make_recording(f"validation{number}") for number in range(2)]
-    config = VisualTraining(
-        lr=0.05, momentum=0.9, schedule="one_cycle", batch=16, epochs=5, dropout=0.2, stride=4, seed=2
-    )
+    config = VisualTraining(**optimizer, schedule="one_cycle", batch=16, epochs=5, dropout=0.2, stride=4, seed=2)
     network, seen = backbone(), []
-    runtime = Runtime.choose("cpu", precision, compile=False)
+    runtime = Runtime.choose("cpu", "fp32", compile=False)
     result = fit_visual(
         network, FRAMES, train, validation, config, runtime, out=tmp_path / "run", progress=lambda *at: seen.append(at)
     )
