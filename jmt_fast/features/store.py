@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -148,9 +147,6 @@ class FeatureStore:
             raise DataError(
                 f"{path}: the features of {video.name} cannot be written: {error.strerror}; {remedy}"
             ) from error
-
-    def read_all(self, names: Iterable[str]) -> list[VideoFeatures]:
-        return [self.read(name) for name in names]
 
 
 def _write_whole(path: Path, data: bytes) -> None:
