@@ -29,9 +29,11 @@ from jmt_fast.cli.options import (
 from jmt_fast.errors import JMTError
 
 if TYPE_CHECKING:
-    from jmt_fast.config import FeatureConfig
+    from jmt_fast.config import AudioTraining, FeatureConfig, FusionTraining, JMTConfig, VisualTraining
+    from jmt_fast.data import Recording
     from jmt_fast.errors import MediaError
     from jmt_fast.models import Backbones
+    from jmt_fast.runtime import Runtime
 
 BASELINES = ("audio", "visual", "concat", "cross_attention")
 
@@ -143,7 +145,14 @@ def train(
         _train_fusion(out, recordings, config, networks, chosen, training, store, machine, resume)
 
 
-def _train_visual(out, recordings, config, networks, training, machine) -> None:  # type: ignore[no-untyped-def]
+def _train_visual(
+    out: Path,
+    recordings: list[Recording],
+    config: FeatureConfig,
+    networks: Backbones,
+    training: VisualTraining,
+    machine: Runtime,
+) -> None:
     from jmt_fast.cli import show
     from jmt_fast.models.checkpoint import save_backbones_folder
     from jmt_fast.training import fit_visual
@@ -167,7 +176,16 @@ def _train_visual(out, recordings, config, networks, training, machine) -> None:
     _report(out, result)
 
 
-def _train_audio(out, recordings, config, networks, training, store, stride, machine) -> None:  # type: ignore[no-untyped-def]
+def _train_audio(
+    out: Path,
+    recordings: list[Recording],
+    config: FeatureConfig,
+    networks: Backbones,
+    training: AudioTraining,
+    store: Path,
+    stride: int,
+    machine: Runtime,
+) -> None:
     from jmt_fast.cli import show
     from jmt_fast.models.checkpoint import save_backbones_folder
     from jmt_fast.training import fit_audio_gru
@@ -186,7 +204,17 @@ def _train_audio(out, recordings, config, networks, training, store, stride, mac
     _finish(labelled.failed, len(recordings))
 
 
-def _train_fusion(out, recordings, config, networks, model, training, store, machine, resume) -> None:  # type: ignore[no-untyped-def]
+def _train_fusion(
+    out: Path,
+    recordings: list[Recording],
+    config: FeatureConfig,
+    networks: Backbones,
+    model: JMTConfig,
+    training: FusionTraining,
+    store: Path,
+    machine: Runtime,
+    resume: bool,
+) -> None:
     from jmt_fast.cli import show
     from jmt_fast.training.experiment import labelled_videos, open_store, train_fusion
 
