@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jmt_fast.models.abaw6 import import_abaw6
 from jmt_fast.models.backbones import AudioBackbone, Backbones, VisualBackbone
 from jmt_fast.models.fusion import JMT
 from jmt_fast.models.inference_copy import fast_inference
@@ -20,6 +21,7 @@ __all__ = [
     "ReferenceJMT",
     "VisualBackbone",
     "fast_inference",
+    "import_abaw6",
     "load_backbones",
     "prepare_fusion",
     "save_backbones",
