@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -41,11 +42,20 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen]:
-    """start("synth", ...) as a process of its own, for signals and limits."""
+    """start("synth", ...) as a process of its own, for signals and limits.
+
+    It listens to Ctrl-C even if this process does not: a shell lets what it starts in the background ignore it, and
+    what is ignored, unlike what is handled, stays so in a new program.
+    """
 
     def call(*arguments: object, **options: object) -> subprocess.Popen:
         command: Sequence[str] = [sys.executable, "-m", "jmt_fast", *map(str, arguments)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(command, cwd=ROOT, text=True, **pipes, **options)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     return call
 
