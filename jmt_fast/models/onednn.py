@@ -6,9 +6,9 @@ along the rows (Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural N
 from four products instead of six. The sums it needs run over whole rows if even and odd rows lie apart, so the network
 keeps its maps split by the parity of the row from one such convolution to the next.
 
-Rows and columns at once, F(2 x 2, 3 x 3), need 16 products where this needs 24, and more sums. In the first stage at 224
-the sums, compiled, cost what the products save (32.7 against 32.1 ms a convolution on two cores); in the later stages,
-whose maps stay in the cache, a tenth would be won, 3% of the network, for which no compiler is asked of the user.
+Rows and columns at once, F(2 x 2, 3 x 3), need 16 products where this needs 24, and more sums. In the first stage at
+224 the sums, compiled, cost what the products save (32.7 against 32.1 ms a convolution on two cores); in the later
+stages, whose maps stay in the cache, a tenth would be won: 3% of the network, for which no compiler is asked of users.
 """
 
 from __future__ import annotations
