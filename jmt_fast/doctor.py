@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from jmt_fast.media.route import nvdec
 from jmt_fast.runtime import Runtime
 
 PACKAGES = (
@@ -70,11 +71,12 @@ def _driver() -> str:
 
 
 def _decoder() -> Finding:
-    try:
-        ctypes.CDLL("libnvcuvid.so.1")
-    except OSError:
-        return Finding("video decoder", "PyAV (FFmpeg) on the CPU", "no NVDEC: libnvcuvid.so.1 not found")
-    return Finding("video decoder", "NVDEC for the codecs it knows, else PyAV", "libnvcuvid.so.1 loads")
+    decoder = nvdec()
+    if decoder.missing:
+        return Finding("video decoder", "PyAV (FFmpeg) on the CPU", f"no NVDEC: {decoder.missing}")
+    if codecs := decoder.codecs():
+        return Finding("video decoder", f"NVDEC for 8-bit 4:2:0 {', '.join(codecs)}; else PyAV", "its driver says so")
+    return Finding("video decoder", "PyAV (FFmpeg) on the CPU", decoder.refuses("h264", 640, 360) or "NVDEC knows none")
 
 
 def _kernels(runtime: Runtime) -> Finding:

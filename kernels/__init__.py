@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from .ccc_loss import ccc_loss
+from .fused_attention import fused_attention, fused_attention_reference
 from .sigmoid_attention import sigmoid_attention
 from .sigmoid_attention.reference import sigmoid_attention_reference
 
-__all__ = ["sigmoid_attention", "sigmoid_attention_reference"]
+__all__ = [
+    "ccc_loss",
+    "fused_attention",
+    "fused_attention_reference",
+    "sigmoid_attention",
+    "sigmoid_attention_reference",
+]

@@ -1,8 +1,11 @@
 """Compile every kernel for every supported GPU generation with no GPU present, and report what the code needs.
 
-`python -m jmt_fast.kernels.aot` prints the table; `resources()` gives the records. Registers, shared memory and stack
-are read from the cubin with the `cuobjdump` that Triton carries. Triton's kernels put nothing on the stack but spilled
-registers, so `spills` is the stack size. Matrix instructions are looked for in the PTX.
+`python -m jmt_fast.kernels.aot` prints the table and fails on a program that its GPU would not run well;
+`compile_one` gives one record. Each op says in its `kernel.py`, by `programs(arch)`, which programs its launchers use.
+
+Registers, shared memory and stack are read from the cubin with the `cuobjdump` that Triton carries. Triton's kernels
+put nothing on the stack but spilled registers, so `spills` is the stack size. Matrix instructions are looked for in the
+PTX, and products that could have used Hopper's but did not in the intermediate code.
 """
 
 from __future__ import annotations
@@ -11,103 +14,86 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .sigmoid_attention import kernel as sigmoid
+from .program import Program
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may use (CUDA C++ guide, table 27)
 MATRIX = {"mma.sync": "mma", "wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05"}
-ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
-SHAPES = ((8, 512), (4096, 32), (4096, 64), (4096, 128), (4096, 256), (4096, 512))  # (L, D): JMT's own shape first
-KERNELS = {
-    "forward": sigmoid._forward,
-    "backward_keys": sigmoid._backward_keys,
-    "backward_queries": sigmoid._backward_queries,
-}
+OPS = ("sigmoid_attention", "ccc_loss", "fused_attention")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel needs: registers a thread, bytes of spills a thread, bytes of shared memory a block."""
+    """What one compiled program needs: registers a thread, bytes of spills a thread, bytes of shared memory a block.
 
-    kernel: str
+    `missed` holds the products, as (rows, columns) of their result, that Hopper's own matrix instruction could have
+    computed and does not.
+    """
+
+    program: Program
     arch: int
-    dtype: str
-    length: int
-    dim: int
-    launch: sigmoid.Launch
     registers: int
     spills: int
     shared: int
     matrix: tuple[str, ...]
+    missed: tuple[tuple[int, int], ...]
 
     @property
-    def fits(self) -> bool:
-        """The block's shared memory is within what the GPU generation grants."""
-        return self.shared <= SHARED_LIMIT[self.arch] * 1024
+    def faults(self) -> list[str]:
+        """Why this program must not ship; empty if it may."""
+        faults = []
+        if self.shared > SHARED_LIMIT[self.arch] * 1024:
+            faults.append(f"over {SHARED_LIMIT[self.arch]} KiB of shared memory")
+        if self.spills and self.program.dtype != "fp32":
+            faults.append("spills")
+        if self.arch == 90 and self.program.matrix and self.missed:
+            faults.append("no wgmma for " + ", ".join(f"{rows}x{columns}" for rows, columns in self.missed))
+        if self.program.matrix and not self.matrix:
+            faults.append("no matrix instruction")
+        return faults
 
 
-def resources(
-    archs: Iterable[int] = ARCHITECTURES,
-    dtypes: Iterable[str] = ("bf16", "fp32"),
-    shapes: Iterable[tuple[int, int]] = SHAPES,
-    kernels: Iterable[str] = tuple(KERNELS),
-) -> Iterator[Resources]:
-    """Compile each kernel with a bias tensor and a mask (its largest form) and yield its record."""
-    archs, dtypes, kernels = tuple(archs), tuple(dtypes), tuple(kernels)
-    for length, dim in shapes:
-        for dtype in dtypes:
-            for kernel in kernels:
-                for arch in archs:
-                    yield compile_one(kernel, arch, dtype, length, dim)
+def programs(arch: int, op: str) -> Iterator[Program]:
+    """Every program of one op (of OPS) on a GPU generation (80 for sm_80)."""
+    yield from import_module(f".{op}.kernel", __package__).programs(arch)
 
 
-def compile_one(kernel: str, arch: int, dtype: str, length: int, dim: int) -> Resources:
-    """Compile one kernel for `arch` (80 for sm_80), `dtype` of ITEMSIZE, and the launch settings of (length, dim)."""
-    launch = sigmoid.launch_settings(kernel, ITEMSIZE[dtype], dim, length, length)
-    constants: dict[str, Any] = {
-        "DIM": dim, "WIDTH": sigmoid.tile_width(dim), "QUERIES": launch.queries, "KEYS": launch.keys,
-        "HAS_BIAS": True, "HAS_VALID": True,
-    }  # fmt: skip
-    if kernel == "backward_keys":
-        constants["WHOLE"] = length <= min(launch.queries, launch.keys)
+def compile_one(program: Program, arch: int) -> Resources:
+    """Compile a program for `arch` and read off what it needs."""
     compiled = triton.compile(
-        _source(KERNELS[kernel], dtype, constants),
+        _source(program),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": launch.warps, "num_stages": launch.stages},
+        options={"num_warps": program.warps, "num_stages": program.stages},
     )
     registers, spills = _usage(compiled.asm["cubin"])
     found = tuple(name for text, name in MATRIX.items() if text in compiled.asm["ptx"])
-    shared = compiled.metadata.shared
-    return Resources(kernel, arch, dtype, length, dim, launch, registers, spills, shared, found)
+    missed = _missed(compiled.asm["ttgir"]) if program.warps % 4 == 0 else ()
+    return Resources(program, arch, registers, spills, compiled.metadata.shared, found, missed)
 
 
-def _source(kernel: Any, dtype: str, constants: dict[str, Any]) -> ASTSource:
-    """The specialisation that a launch on contiguous tensors gets: unit strides of D, the rest multiples of 16."""
-    signature: dict[str, str] = {}
-    values: dict[str, Any] = {}
-    aligned: list[int] = []
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants or re.fullmatch(r"[a-z]{1,2}d|valid_l", name):
-            signature[name] = "constexpr"
-            values[name] = constants.get(name, 1)
-        elif name in ("scale", "shift", "heads", "len_q", "len_k"):
-            signature[name] = "fp32" if name in ("scale", "shift") else "i32"
-        elif re.fullmatch(r"[a-z]{1,2}[bhl]|valid_b", name):
-            signature[name] = "i32"
-            aligned.append(index)
-        else:
-            signature[name] = {"bias": "*fp32", "valid": "*i1"}.get(name, f"*{dtype}")
-            aligned.append(index)
-    attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
-    return ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+def _source(program: Program) -> ASTSource:
+    names = program.function.arg_names
+    signature = {name: program.types.get(name, "constexpr") for name in names}
+    attributes: dict[tuple[int], list[list[Any]]] = {
+        (index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in program.aligned
+    }
+    return ASTSource(fn=program.function, signature=signature, constexprs=program.constants, attrs=attributes)
+
+
+def _missed(code: str) -> tuple[tuple[int, int], ...]:
+    """Products of 16-bit operands over 64 rows or more that stayed the older `tt.dot` in Triton's GPU code."""
+    shape = r"tensor<(\d+)x(\d+)x(?:bf16|f16)\b"
+    found = re.findall(rf"tt\.dot\b.*: {shape}.*\* {shape}", code)
+    return tuple((int(m), int(n)) for m, k, _, n in found if int(m) >= 64 and int(k) >= 16 and int(n) >= 8)
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
@@ -123,34 +109,45 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+COLUMNS: dict[str, tuple[int, Callable[[Resources], object]]] = {
+    "op": (-17, lambda r: r.program.op),
+    "kernel": (-17, lambda r: r.program.kernel),
+    "arch": (6, lambda r: f"sm_{r.arch}"),
+    "dtype": (5, lambda r: r.program.dtype),
+    "shape": (-36, lambda r: r.program.shape),
+    "warps": (5, lambda r: r.program.warps),
+    "stages": (6, lambda r: r.program.stages),
+    "registers": (9, lambda r: r.registers),
+    "spills": (6, lambda r: r.spills),
+    "shared": (7, lambda r: r.shared),
+    "matrix": (-8, lambda r: ", ".join(r.matrix) or "none"),
+    "fault": (0, lambda r: "; ".join(r.faults)),
+}
+
+
 def main() -> None:
-    """Print the table; exit status 1 if a kernel does not fit its GPU."""
+    """Print the table; exit status 1 if a program has a fault (see `Resources.faults`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
-    parser.add_argument("--dtype", nargs="+", choices=tuple(ITEMSIZE), default=("bf16", "fp32"))
+    parser.add_argument("--op", nargs="+", choices=OPS, default=OPS)
     arguments = parser.parse_args()
-    row = "{:<17} {:>6} {:>5} {:>5} {:>4} {:>9} {:>5} {:>6} {:>9} {:>6} {:>7}  {}"
-    print(row.format("kernel", "arch", "dtype", "L", "D", "tile", "warps", "stages", "registers", "spills", "shared",
-                     "matrix"))  # fmt: skip
-    all_fit = True
-    for r in resources(arguments.arch, arguments.dtype):
-        cells = (
-            r.kernel,
-            f"sm_{r.arch}",
-            r.dtype,
-            r.length,
-            r.dim,
-            f"{r.launch.queries}x{r.launch.keys}",
-            r.launch.warps,
-            r.launch.stages,
-            r.registers,
-            r.spills,
-            r.shared,
-            ", ".join(r.matrix) or "none",
-        )
-        print(row.format(*cells), "" if r.fits else f"over {SHARED_LIMIT[r.arch]} KiB", flush=True)
-        all_fit &= r.fits
-    raise SystemExit(0 if all_fit else 1)
+    print(_row({name: name for name in COLUMNS}))
+    faulty = 0
+    for op in arguments.op:
+        for arch in arguments.arch:
+            for program in programs(arch, op):
+                found = compile_one(program, arch)
+                print(_row({name: value(found) for name, (_, value) in COLUMNS.items()}), flush=True)
+                faulty += bool(found.faults)
+    raise SystemExit(1 if faulty else 0)
+
+
+def _row(cells: dict[str, object]) -> str:
+    parts = []
+    for name, (width, _) in COLUMNS.items():
+        text = str(cells[name])
+        parts.append(text.ljust(-width) if width < 0 else text.rjust(width))
+    return "  ".join(parts).rstrip()
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def small_checkpoint(small_features: FeatureConfig, tmp_path_factory: pytest.Tem
         torch.manual_seed(0)
         fusion = JMT(JMTConfig(dim=48, ff_dim=48, visual_dim=32))
         with torch.no_grad():
-            for name, parameter in fusion.named_parameters():  # predictions that move, so that a shift shows
+            for name, parameter in fusion.state_dict().items():  # predictions that move, so that a shift shows
                 if name.startswith(("out", "valence", "arousal")) and parameter.ndim > 1:
                     parameter.mul_(4)
     Checkpoint(fusion, load_backbones(small_features, "random", 0), small_features).save(folder)

@@ -15,9 +15,10 @@ FLOORS = [
     {"errors", "config", "runtime"},
     {"media", "kernels"},
     {"models", "data"},
+    {"faces"},
     {"features"},
     {"training", "inference"},
-    {"verify", "doctor", "demo"},
+    {"verify", "doctor", "demo", "bench"},
     {"cli"},
 ]
 FORBIDDEN = [("media", "kernels"), ("kernels", "media"), ("models", "data"), ("data", "models"),

@@ -23,26 +23,15 @@ def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Js
     """Say what is in a video file: streams, frames, rate, rotation, sound."""
     from jmt_fast import media
     from jmt_fast.cli import show
+    from jmt_fast.media.route import nvdec, route
 
     info = media.probe(video)
-    facts = {
-        "path": str(video),
-        "container": info.container,
-        "codec": info.codec,
-        "pixel_format": info.pixel_format,
-        "width": info.width,
-        "height": info.height,
-        "rotation": info.rotation,
-        "frames": info.frames,
-        "fps": round(info.fps, 4),
-        "constant_rate": info.constant_rate,
-        "start": float(info.timestamps[0]),
-        "end": float(info.timestamps[-1]),
-        "audio": None if info.audio is None else vars(info.audio),
-    }
+    decoder = route(info, nvdec())
+    facts = info.facts() | {"gpu_decodes": decoder.gpu, "decoder": decoder.reason}
     if json:
         show.as_json(facts | {"timestamps": info.timestamps.tolist()})
         return
+    facts["streams"] = ", ".join(f"{each.index}: {each.kind} {each.codec}" for each in info.streams)
     audio = info.audio
     facts["audio"] = (
         "none"

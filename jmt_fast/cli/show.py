@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from jmt_fast.errors import JMTError
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True)
@@ -48,3 +52,14 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], left
 
 def as_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
+
+
+def finish(failed: Mapping[str, JMTError], total: int, what: str = "videos") -> None:
+    """List what failed; exit 3 when some inputs did, JMTError (exit 1) when all."""
+    for error in failed.values():
+        print(f"error: {error}", file=sys.stderr)
+    if failed:
+        if len(failed) == total:
+            raise JMTError(f"none of the {total} {what} can be used")
+        print(f"{len(failed)} of {total} {what} failed", file=sys.stderr)
+        raise typer.Exit(3)

@@ -1,8 +1,7 @@
-"""`synth`, `features`, `train` and `evaluate`."""
+"""`features`, `train` and `evaluate`."""
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,12 +25,10 @@ from jmt_fast.cli.options import (
     given,
     runtime,
 )
-from jmt_fast.errors import JMTError
 
 if TYPE_CHECKING:
     from jmt_fast.config import AudioTraining, FeatureConfig, FusionTraining, JMTConfig, VisualTraining
     from jmt_fast.data import Recording
-    from jmt_fast.errors import MediaError
     from jmt_fast.models import Backbones
     from jmt_fast.runtime import Runtime
 
@@ -42,24 +39,6 @@ class Stage(StrEnum):
     fusion = "fusion"
     visual = "visual"
     audio = "audio"
-
-
-@app.command()
-def synth(
-    out: Annotated[Path, typer.Option(help="Folder for the data set.")],
-    videos: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
-    seconds: Annotated[float, typer.Option(min=1, help="Length of each.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same data.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Width and height in pixels.")] = 160,
-    fps: Annotated[int, typer.Option(min=1, help="Frames per second.")] = 30,
-) -> None:
-    """Make synthetic talking-face videos with annotations in Aff-Wild2's format."""
-    from jmt_fast.cli import show
-    from jmt_fast.data.synthetic import synthesise
-
-    with show.bar("Rendering videos") as progress:
-        recordings = synthesise(out, videos, seconds, seed, size=size, fps=fps, progress=progress)
-    print(f"{len(recordings)} synthetic videos; manifest: {out / 'manifest.csv'}")
 
 
 @app.command()
@@ -86,7 +65,7 @@ def features(
     with show.bar("Extracting features") as progress:
         failed = extract_all(lambda: Extractor(config, networks, machine), opened, recordings, progress)
     print(f"features of {len(recordings) - len(failed)} videos in {opened.folder}")
-    _finish(failed, len(recordings))
+    show.finish(failed, len(recordings))
 
 
 @app.command()
@@ -201,7 +180,7 @@ def _train_audio(
         )
     save_backbones_folder(networks, config, out)
     _report(out, result)
-    _finish(labelled.failed, len(recordings))
+    show.finish(labelled.failed, len(recordings))
 
 
 def _train_fusion(
@@ -224,7 +203,7 @@ def _train_fusion(
     with show.bar("Training the fusion") as progress:
         result = train_fusion(out, labelled, model, training, networks, config, machine, resume, progress)
     _report(out, result)
-    _finish(labelled.failed, len(recordings))
+    show.finish(labelled.failed, len(recordings))
 
 
 @app.command()
@@ -269,7 +248,7 @@ def evaluate(
                 for name, row in rows
             ],
         )
-    _finish(labelled.failed, len(recordings))
+    show.finish(labelled.failed, len(recordings))
 
 
 def _backbones(weights: str, preset: str) -> tuple[FeatureConfig, Backbones]:
@@ -311,14 +290,3 @@ def _report(out: Path, result: Any) -> None:
         f"best epoch {result.best_epoch}: validation CCC valence {valence:.3f}, arousal {arousal:.3f}, "
         f"mean {(valence + arousal) / 2:.3f}; written to {out}"
     )
-
-
-def _finish(failed: dict[str, MediaError], total: int) -> None:
-    """List what failed; exit 3 when some inputs did, 1 when all."""
-    for error in failed.values():
-        print(f"error: {error}", file=sys.stderr)
-    if failed:
-        if len(failed) == total:
-            raise JMTError(f"none of the {total} videos can be used")
-        print(f"{len(failed)} of {total} videos failed", file=sys.stderr)
-        raise typer.Exit(3)

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jmt_fast.config import CLIP_SECONDS, UNANNOTATED
-from jmt_fast.data.annotations import Labels, labelled
+from jmt_fast.data.fit import Labels, labelled
 from jmt_fast.data.windows import TOLERANCE, checked_timestamps, shown
 
 
-def clip_labels(labels: ArrayLike, timestamps: ArrayLike, times: ArrayLike, mode: Literal["end", "mean"] = "end",
-                lag: float = 0.0) -> tuple[Labels, NDArray[np.bool_]]:
+def clip_labels(
+    labels: ArrayLike, timestamps: ArrayLike, times: ArrayLike, mode: Literal["end", "mean"] = "end", lag: float = 0.0
+) -> tuple[Labels, NDArray[np.bool_]]:
     """Labels of the clips that end at `times`.
 
     `end` takes the frame shown at t; `mean` averages the labelled frames of the window (t - 32/30 s, t], which always
@@ -44,8 +45,9 @@ def clip_labels(labels: ArrayLike, timestamps: ArrayLike, times: ArrayLike, mode
     return np.where(valid[:, None], result, np.float32(UNANNOTATED)), valid
 
 
-def _window_means(values: Labels, stamps: NDArray[np.float64], ends: NDArray[np.float64], last: NDArray[np.int64]
-                  ) -> tuple[Labels, NDArray[np.bool_]]:
+def _window_means(
+    values: Labels, stamps: NDArray[np.float64], ends: NDArray[np.float64], last: NDArray[np.int64]
+) -> tuple[Labels, NDArray[np.bool_]]:
     """Means over the labelled frames of [start, last], from running sums in float64."""
     start = np.searchsorted(stamps, ends - CLIP_SECONDS + TOLERANCE, side="right")
     start = np.minimum(start, last)

@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from jmt_fast.errors import MediaError
 from jmt_fast.media.container import MAX_SIDE, open_media, packets, pick, tick
+from jmt_fast.media.info import MATRICES, RANGES, UNTAGGED, AudioInfo, MediaInfo, StreamInfo
 
 FIRST_FRAME_PACKETS = 250  # packets to try for a first decoded frame
 ANIMATIONS = {"gif", "apng"}  # containers that usually hold a single picture
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """A sound track: `offset` is the time of its first sample on the container's clock; both times in seconds."""
-
-    offset: float
-    duration: float
-    rate: int
-    channels: int
-    codec: str
-
-
-@dataclass(frozen=True, eq=False)
-class MediaInfo:
-    """A video file. `timestamps` (frames,) float64, ascending, are presentation times in seconds on the container's
-    clock (not shifted to zero); `width` and `height` are those after a clockwise turn by `rotation` degrees.
-
-    `timed` is false where the container has no usable presentation times (some AVI): the times are then its decoding
-    times in order, and decoded frames are counted instead of being matched by time. `keyframes` are the indices at
-    which decoding can start.
-    """
-
-    path: Path
-    container: str
-    frames: int
-    fps: float
-    timestamps: np.ndarray = field(repr=False)
-    width: int
-    height: int
-    rotation: int
-    codec: str
-    pixel_format: str
-    constant_rate: bool
-    audio: AudioInfo | None
-    timed: bool = True
-    keyframes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the first frame to the end of the last one, which is taken to last 1 / fps."""
-        return float(self.timestamps[-1] - self.timestamps[0]) + 1 / self.fps
 
 
 def probe(path: str | os.PathLike[str]) -> MediaInfo:
@@ -79,11 +39,15 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
                 sound.add(packet)
             else:
                 video.add(packet)
-        if not video.shown:
-            raise MediaError(f"{path}: the video stream has no frames; record or convert the file again")
-        if len(video.shown) == 1 and name in ANIMATIONS:
+        if len(video.seen) == 1 and name in ANIMATIONS:
             raise MediaError(f"{path}: a picture ({name}), not a video; give a video file")
-        return video.info(path, sound.info() if sound else None)
+        streams = tuple(_describe(stream, used=stream in (video.stream, track)) for stream in container.streams)
+        return video.info(path, sound.info() if sound else None, streams)
+
+
+def _describe(stream: Stream, used: bool) -> StreamInfo:
+    context = getattr(stream, "codec_context", None)
+    return StreamInfo(stream.index, stream.type, context.codec.canonical_name if context else "unknown", used)
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -118,50 +82,84 @@ class _FirstFrame:
                 return
 
 
+class _Packet(NamedTuple):
+    """What counts of a video packet; times are in ticks of the stream."""
+
+    shown: int | None  # presentation time
+    decoded: int | None  # decoding time
+    key: bool
+    cut: bool  # an edit list takes it away: it is decoded, not shown
+
+
 class _VideoScan:
     """Gathers the times of a video stream from its packets, in the order of decoding."""
 
     def __init__(self, stream: VideoStream, container: str):
         self.stream, self.container = stream, container
         self.first = _FirstFrame()
-        self.shown: list[int | None] = []  # presentation times
-        self.decoded: list[int | None] = []  # decoding times
-        self.key: list[bool] = []
+        self.seen: list[_Packet] = []
+        self.damaged = 0
         stream.codec_context.thread_count = 1  # no delay before the first frame
 
     def add(self, packet: av.Packet) -> None:
         self.first.offer(packet)
-        if packet.is_discard or self._is_hidden(packet):
+        if self._is_hidden(packet):
             return
-        self.shown.append(packet.pts)
-        self.decoded.append(packet.dts)
-        self.key.append(packet.is_keyframe)
+        self.damaged += packet.is_corrupt
+        self.seen.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
 
     def _is_hidden(self, packet: av.Packet) -> bool:
-        """A VP8 reference frame that is never shown (RFC 6386, 9.1: bit 4 of the first byte is show_frame)."""
-        return self.stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+        """A VP8 reference frame that is never shown (RFC 6386, 9.1: bit 4 of the first byte is show_frame).
+
+        Bit 0 is 0 in a keyframe, which has a start code: without one the packet is damaged and had been a frame.
+        """
+        if self.stream.codec_context.name != "vp8":
+            return False
+        head = bytes(memoryview(packet)[:6])
+        return not head[0] & 0x10 and (bool(head[0] & 1) or head[3:] == b"\x9d\x01\x2a")
 
     def _timed(self) -> bool:
-        if any(time is None for time in self.shown):
+        times = [packet.shown for packet in self.seen if not packet.cut]
+        if any(time is None for time in times):
             return False
         # AVI keeps no presentation times. FFmpeg derives them where its parser tells B-frames (MPEG-4 part 2); of H.264
         # it leaves the decoding order, which cannot be the order of presentation if frames are reordered.
-        in_order = all(a < b for a, b in pairwise(self.shown))  # type: ignore[operator]
+        in_order = all(a < b for a, b in pairwise(times))  # type: ignore[operator]
         return not (self.container == "avi" and self.stream.codec_context.has_b_frames and in_order)
 
-    def info(self, path: Path, audio: AudioInfo | None) -> MediaInfo:
-        unit, timed = tick(self.stream), self._timed()
-        times: list[Any] = self.shown if timed else self.decoded
+    def _decodable(self, timed: bool) -> list[_Packet]:
+        """Without the packets decoded or shown before the first keyframe: they refer to frames that are not there.
+
+        H.264, HEVC, VP8 and VP9 decoders show none of these; that of MPEG-4 shows inventions on a grey ground. A stream
+        without any keyframe (it may be refreshed bit by bit) is left as it is.
+        """
+        first = next((number for number, packet in enumerate(self.seen) if packet.key), 0)
+        rest = self.seen[first:]
+        begin = rest[0].shown if timed and rest else None
+        return [
+            packet
+            for packet in rest
+            if not packet.cut and (begin is None or packet.shown >= begin)  # type: ignore[operator]
+        ]
+
+    def info(self, path: Path, audio: AudioInfo | None, streams: tuple[StreamInfo, ...]) -> MediaInfo:
+        unit, timed = self.stream.time_base or Fraction(1), self._timed()
+        shown = self._decodable(timed)
+        if not shown:
+            raise MediaError(f"{path}: the video stream has no frames; record or convert the file again")
+        times: list[Any] = [packet.shown if timed else packet.decoded for packet in shown]
         if any(time is None for time in times):  # a bare stream: nothing but its nominal rate
             times, unit = list(range(len(times))), 1 / _nominal_rate(self.stream)
         # Without presentation times, the n-th frame shown takes the n-th decoding time.
-        ordered = sorted(zip(times, self.key, strict=True), key=lambda item: item[0])
-        timestamps = np.array([time for time, _ in ordered], np.float64) * unit
+        ordered = sorted(zip(times, (packet.key for packet in shown), strict=True), key=lambda item: item[0])
+        ticks = np.array([time for time, _ in ordered], np.float64)
+        timestamps = ticks * unit.numerator / unit.denominator  # in this order the nearest float to the exact time
         timestamps.flags.writeable = False
-        fps, constant = _rate(timestamps, unit, self.stream)
+        fps, constant = _rate(timestamps, float(unit), self.stream)
         context, first = self.stream.codec_context, self.first.frame
         rotation = round(-first.rotation / 90) * 90 % 360 if first else 0
         turned = rotation in (90, 270)
+        tags = first or context
         return MediaInfo(
             path=path,
             container=self.container,
@@ -177,6 +175,12 @@ class _VideoScan:
             audio=audio,
             timed=timed,
             keyframes=np.array([index for index, (_, key) in enumerate(ordered) if key], np.int64),
+            streams=streams,
+            colour_matrix=MATRICES.get(int(tags.colorspace), UNTAGGED),
+            colour_range=RANGES.get(int(tags.color_range), UNTAGGED),
+            declared=self.stream.frames or None,
+            undecodable=sum(not packet.cut for packet in self.seen) - len(shown),
+            damaged=self.damaged,
         )
 
 
@@ -206,14 +210,14 @@ class _SoundScan:
         return AudioInfo(offset, duration, context.sample_rate, context.channels, context.codec.canonical_name)
 
 
-def _nominal_rate(stream: VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 25)
+def _nominal_rate(stream: VideoStream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
 def _rate(timestamps: np.ndarray, unit: float, stream: VideoStream) -> tuple[float, bool]:
     """Average frames a second, and whether the rate is constant, up to rounding to the container's tick."""
     if len(timestamps) < 2 or timestamps[-1] <= timestamps[0]:
-        return _nominal_rate(stream), True
+        return float(_nominal_rate(stream)), True
     steps = np.diff(timestamps)
     mean = float(timestamps[-1] - timestamps[0]) / len(steps)
     rounding = unit if unit < mean / 5 else 0.0  # rounding makes the steps differ by one tick, where ticks are fine

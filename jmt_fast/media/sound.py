@@ -1,8 +1,8 @@
 """Sound as mono samples placed on the container's clock.
 
 FFmpeg decodes, drops priming samples and applies edit lists. Mixing to mono follows ITU-R BS.775 with weights that add
-up to 1, so a sample stays in [-1, 1]. Blocks that follow each other within `JITTER` are joined without a seam; a larger
-gap becomes silence, and what overlaps earlier sound is dropped.
+up to 1, so a sample stays in [-1, 1]; of more than eight channels it is the mean. Blocks that follow each other within
+`JITTER` are joined without a seam; a larger gap becomes silence, and what overlaps earlier sound is dropped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jmt_fast.media.container import open_media, packets, pick, tick
 
 JITTER = 0.015  # seconds; below one AAC (21 ms) or Opus (20 ms) packet, so that a lost one is noticed
 KEPT = 4.0  # seconds of sound kept before the last window
+STANDARD = 8  # channels that the standard's mix covers; a recorder with more has a microphone on each
 MISSING = 1.0  # seconds missing at the end that are worth a warning
 
 Block = tuple[int, np.ndarray]  # index of the first sample on the clock, float32 samples
@@ -173,7 +174,7 @@ class _Track:
             # Without this limit FFmpeg mixes floating point with weights whose sum is above 1.
             self.resampler = AudioResampler("flt", "mono", self.rate, options={"rematrix_maxval": "1.0"})
         self.taken += frame.samples / frame.sample_rate
-        yield from self._place(_finite(frame))
+        yield from self._place(_finite(frame if len(frame.layout.channels) <= STANDARD else _mean(frame)))
 
     def flush(self) -> Iterator[Block]:
         if self.resampler is not None:
@@ -194,6 +195,16 @@ class _Track:
             if len(samples):
                 self.end = self.position
                 yield self.position - len(samples), samples
+
+
+def _mean(frame: av.AudioFrame) -> av.AudioFrame:
+    """Mono: the mean of all channels, for which FFmpeg's mix would take the front ones alone."""
+    channels = len(frame.layout.channels)
+    [packed] = AudioResampler("flt", frame.layout, frame.sample_rate).resample(frame)
+    samples = packed.to_ndarray().reshape(-1, channels).mean(axis=1, dtype=np.float32)
+    mono = av.AudioFrame.from_ndarray(samples[None], "flt", "mono")
+    mono.sample_rate = frame.sample_rate
+    return mono
 
 
 def _finite(frame: av.AudioFrame) -> av.AudioFrame:

@@ -3,6 +3,10 @@
 Index. A decoded frame's index is that of its presentation time among the times of `probe`, so a packet that is lost or
 damaged leaves a hole and never shifts the frames behind it.
 
+Damage. FFmpeg patches a damaged frame with pieces of older ones, and goes on from there as if nothing were wrong. Such
+frames are left out, and so are all that may refer to them: every frame up to the next keyframe. What a codec without
+checksums decodes to wrong pixels without noticing cannot be told.
+
 Colour follows the rule in `colour.py`. Pixels are taken as square. The display matrix turns a frame, to the nearest
 quarter turn, and never mirrors it.
 """
@@ -13,10 +17,12 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.stream import VideoStream
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
 
 from jmt_fast.errors import MediaError
 from jmt_fast.media.colour import ToRGB
@@ -53,7 +59,6 @@ def select(
     `indices` must ascend strictly (else ValueError) and are read lazily. Decoding is linear, from the last keyframe
     before the first wanted frame; only wanted frames are converted. Frames that cannot be decoded are left out, and the
     iteration ends with the stream. Raises MediaError if the file cannot be opened or none of its frames can be decoded.
-    FFmpeg patches a damaged frame from frames before it: only such a frame can depend on where decoding began.
     """
     path = Path(path)
     wanted = _ascending(indices)
@@ -90,26 +95,57 @@ def _ascending(indices: Iterable[int]) -> Iterator[int]:
         yield int(index)
 
 
+class _Origin(NamedTuple):
+    """The packet that a frame was made of: its place in the order of decoding and its presentation time in ticks."""
+
+    number: int
+    pts: int | None
+
+
+def _origin(frame: av.VideoFrame) -> _Origin:
+    assert isinstance(frame.opaque, _Origin)
+    return frame.opaque
+
+
+class _DamageError(Exception):
+    """A packet failed, or a frame is marked as patched, while several threads decoded."""
+
+
 def _decode(path: Path, info: MediaInfo, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(index, frame) of every frame that decodes, beginning at `first` or before it."""
-    before = np.searchsorted(info.keyframes, first, "right")
-    key = int(info.keyframes[before - 1]) if before and info.timed else 0
-    if key >= SEEK_FRAMES:
-        found = False
-        for index, frame in _from_key(path, info, key):
-            # Frames shown before the keyframe may refer to others before it. If the keyframe itself does not come, the
-            # demuxer went elsewhere or it is damaged: what follows could then differ from a linear decode.
-            if not found and index > key:
+    """(index, frame) of every frame that decodes, beginning at `first` or before it, as a linear decode gives them.
+
+    With threads until something is wrong; from there on with one, which alone tells what packet it was.
+    """
+    last = -1
+    try:
+        for last, frame in _from_nearest_key(path, info, first, exact=False):
+            yield last, frame
+        return
+    except _DamageError:
+        pass
+    for index, frame in _from_nearest_key(path, info, max(first, last + 1), exact=True):
+        if index > last:
+            yield index, frame
+
+
+def _from_nearest_key(path: Path, info: MediaInfo, first: int, exact: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+    keys = set(info.keyframes.tolist())
+    rank, back = int(np.searchsorted(info.keyframes, first, "right")) - 1, 1
+    while info.timed and rank >= 0 and info.keyframes[rank] >= SEEK_FRAMES:
+        begun = False
+        for index, frame in _from_key(path, info, int(info.keyframes[rank]), exact):
+            if not begun and index > first:  # the keyframe is damaged, or the demuxer went elsewhere (MPEG-TS does)
                 break
-            if index >= key:
-                found = True
+            begun = begun or index in keys  # frames shown before the keyframe may refer to others before it
+            if begun:
                 yield index, frame
-        if found:
+        if begun:
             return
-    yield from _from_key(path, info, 0)
+        rank, back = rank - back, 2 * back
+    yield from _from_key(path, info, 0, exact)
 
 
-def _from_key(path: Path, info: MediaInfo, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
+def _from_key(path: Path, info: MediaInfo, key: int, exact: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """(index, frame) of every frame that decodes from one keyframe on; from the beginning if it is 0."""
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -120,11 +156,12 @@ def _from_key(path: Path, info: MediaInfo, key: int) -> Iterator[tuple[int, av.V
                 container.seek(round(info.timestamps[key] / unit), stream=stream)
             except av.FFmpegError:
                 return
-        stream.thread_type = "AUTO"
         least = 0  # no later frame can have a lower index
-        for frame in _decoded(stream, packets(container, stream)):
-            if frame is not None and info.timed and frame.pts is not None:
-                seconds = frame.pts * unit
+        for frame, whole in _decoded(stream.codec_context, packets(container, stream), exact):
+            # Once a packet has failed, FFmpeg's time for an MPEG-4 frame may be another's; its packet's own is right.
+            ticks = None if frame is None else _origin(frame).pts if exact else frame.pts
+            if frame is not None and info.timed and ticks is not None:
+                seconds = ticks * unit
                 index = max(int(np.searchsorted(info.timestamps, seconds - SAME_TIME)), least)
                 if index >= info.frames or info.timestamps[index] > seconds + SAME_TIME:
                     continue  # a frame that `probe` saw no packet for
@@ -133,15 +170,69 @@ def _from_key(path: Path, info: MediaInfo, key: int) -> Iterator[tuple[int, av.V
             else:
                 least += not info.timed
                 continue
-            if index < info.frames:
+            if index < info.frames and whole:
                 yield index, frame
             least = index + 1
 
 
-def _decoded(stream: VideoStream, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame | None]:
-    """Frames in order of presentation; None for every packet that failed."""
-    for packet in chain(packets, [None]):
-        try:
-            yield from stream.codec_context.decode(packet)
-        except av.FFmpegError:
-            yield None
+def _decoded(
+    context: VideoCodecContext, packets: Iterator[av.Packet], exact: bool
+) -> Iterator[tuple[av.VideoFrame | None, bool]]:
+    """Frames in order of presentation, and whether each is whole; (None, False) for every packet that failed.
+
+    Not whole is a frame decoded after a failed packet, or after a patched frame, if no keyframe decoded still later has
+    been shown yet. Raises _DamageError instead, if not `exact`, at the first sign of damage.
+    """
+    _prepare(context, exact)
+    bad: list[int] = []  # numbers of the packets whose damage still matters
+    held: list[av.VideoFrame | None] = []  # B-frames are shown before the frame that follows them, but refer to it
+    for number, packet in enumerate(chain(packets, [None])):
+        if packet is not None and exact:
+            packet.opaque = _Origin(number, packet.pts)
+        shown = _decode_one(context, packet)
+        if not exact and (shown is None or any(frame.is_corrupt for frame in shown)):
+            raise _DamageError
+        if shown is None:
+            bad.append(number)
+            held.append(None)
+        for frame in shown or ():
+            if frame.is_corrupt:
+                bad.append(_origin(frame).number)
+            elif frame.pict_type == PictureType.B:
+                held.append(frame)
+                continue
+            yield from _judged(held, bad)
+            held.clear()
+            if frame.key_frame and not frame.is_corrupt:
+                bad = [each for each in bad if each > _origin(frame).number]
+            yield from _judged([frame], bad)
+    yield from _judged(held, bad)
+
+
+def _judged(frames: Iterable[av.VideoFrame | None], bad: list[int]) -> Iterator[tuple[av.VideoFrame | None, bool]]:
+    for frame in frames:
+        yield frame, frame is not None and all(_origin(frame).number < each for each in bad)
+
+
+def _prepare(context: VideoCodecContext, exact: bool) -> None:
+    # On some damaged HEVC files the threads of FFmpeg 8 wait for each other for ever.
+    if exact or context.name == "hevc":
+        context.thread_count = 1
+    else:
+        context.thread_type = "AUTO"
+    context.copy_opaque = exact  # with threads, PyAV may wait for ever for the lock that its own caller holds
+    if context.name == "mjpeg":  # else the rest of a broken picture is whatever its memory held, without any mark
+        context.options = {"err_detect": "explode"}
+
+
+def _decode_one(context: VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame] | None:
+    """What comes out when a packet goes in; None if it cannot be used.
+
+    One that is cut short or marked as damaged is not tried: HEVC and VP9 decoders would patch it without a mark.
+    """
+    if packet is not None and packet.is_corrupt:
+        return None
+    try:
+        return context.decode(packet)
+    except av.FFmpegError:
+        return None

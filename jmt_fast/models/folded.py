@@ -5,109 +5,26 @@ Between a stream and the ReLU of the heads, an attention is linear in all but it
 - the score of a key x_i and a query y_j, x_i W_k^T W_q y_j + ..., takes one product z_j = W_k^T W_q y_j, not two;
 - value, W_o, `out` and the first layer of the heads are one matrix.
 
-With the default configuration 6.0 million weights remain of 15.0. Folded in float64: only the rounding changes.
+With the default configuration 6.0 million weights remain of 15.0. Folded in float64: only the rounding changes. With
+several heads the values of each would be as wide as the result: then only W_o, `out` and the heads' first layer become
+one matrix, and 10.7 million remain.
+
 What is left is stacked: one product serves all streams, one all cross-attentions. Shapes: S streams, P pairs, and
 `rows` of B sequences of L clips, (B, L).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jmt_fast.config import JMTConfig
+from jmt_fast.models.affine import Affine, Dense, constant_parameter, fold, out_projection, side_by_side
+from jmt_fast.models.folded_attention import Heads, SelfAttention, SelfHeads, Strength, ranks
 from jmt_fast.models.parameters import CROSS_PAIRS, AttentionWeights, EncoderLayer, FusionParameters
-
-
-class Affine(NamedTuple):
-    """x -> weight x + bias, in float64."""
-
-    weight: Tensor  # (out, in)
-    bias: Tensor  # (out,)
-
-    @classmethod
-    def of(cls, layer: nn.Linear) -> Affine:
-        return cls(layer.weight.detach().double(), layer.bias.detach().double())
-
-    def then(self, after: Affine) -> Affine:
-        return Affine(after.weight @ self.weight, after.weight @ self.bias + after.bias)
-
-    def input_parts(self, count: int) -> list[Affine]:
-        """A function of `count` concatenated inputs as a sum of `count` functions."""
-        return [Affine(part, self.bias / count) for part in self.weight.chunk(count, 1)]
-
-
-class Folded(NamedTuple):
-    """One attention: z and shift from the query's stream, value from the key's, constant added to the result."""
-
-    z: Affine
-    shift: Affine  # one output: what the key's bias adds to all scores of a query item
-    value: Affine
-    constant: Tensor
-
-
-def fold(weights: AttentionWeights, config: JMTConfig, after: Affine | None = None) -> Folded:
-    """`after` is what else happens to the attention's result, as long as it is affine."""
-    dim = weights.dim
-    scale = dim**-0.5 if config.scale == "rsqrt" else config.scale
-    w_q, w_k, w_v = weights.in_proj_weight.detach().double().chunk(3)
-    none = torch.zeros_like(w_q[0])
-    b_q, b_k, b_v = (none,) * 3 if weights.in_proj_bias is None else weights.in_proj_bias.detach().double().chunk(3)
-    query = Affine(scale * w_q, scale * b_q)
-    z = query.then(Affine(w_k.T, none))
-    shift = query.then(Affine(b_k[None], none[:1]))
-    result = Affine(torch.eye(dim, dtype=none.dtype, device=none.device), none)
-    if weights.out_proj is not None:
-        result = result.then(Affine.of(weights.out_proj))
-    if after is not None:
-        result = result.then(after)
-    value = Affine(result.weight @ w_v, result.weight @ b_v)  # the weights of a sum need not add up to one
-    return Folded(z, shift, value, result.bias)
-
-
-class Dense(nn.Module):
-    """`count` affine functions side by side: (count, M, in) -> (count, M, out) in `dtype`."""
-
-    def __init__(self, affines: Iterable[Affine], dtype: torch.dtype) -> None:
-        super().__init__()
-        affines = list(affines)
-        self.weight = _constant(torch.stack([affine.weight.T for affine in affines]), dtype)
-        self.bias = _constant(torch.stack([affine.bias[None] for affine in affines]), dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x.to(self.weight.dtype), self.weight)
-
-
-class Strength(nn.Module):
-    """The attention weights f(score), for `count` attentions at once."""
-
-    def __init__(self, folded: Iterable[Folded], config: JMTConfig) -> None:
-        super().__init__()
-        self.key_rows = config.orientation == "key"
-        self.softmax = config.activation == "softmax"
-        self.bias = config.bias
-        self.shift = Dense((one.shift for one in folded), torch.float32)
-        self.shifted = bool(self.shift.weight.any() or self.shift.bias.any())
-
-    def forward(self, x: Tensor, y: Tensor, z: Tensor, present: Tensor) -> Tensor:
-        """x (of the key), y (of the query) and z (y projected), all (count, B, L, D) -> (count, B, L, L), [i, j]."""
-        count, batch, length, _ = x.shape
-        scores = (x @ z.mT if self.key_rows else z @ x.mT).float()
-        if self.shifted:
-            shift = self.shift(y.flatten(1, 2)).view(count, batch, length, 1)
-            scores = scores + (shift.mT if self.key_rows else shift)
-        absent = ~present[:, None, :]
-        if self.softmax:
-            strength = scores.masked_fill(absent, torch.finfo(scores.dtype).min).softmax(-1)
-        elif self.bias == "-log_n":
-            strength = torch.sigmoid(scores - present.sum(-1).clamp(min=1).log()[:, None, None])
-        else:
-            strength = torch.sigmoid(scores + self.bias)
-        return strength.masked_fill(absent, 0).to(x.dtype)
 
 
 class FoldedLayer(nn.Module):
@@ -116,10 +33,8 @@ class FoldedLayer(nn.Module):
     def __init__(self, layers: Iterable[EncoderLayer], config: JMTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         layers = list(layers)
-        folded = [fold(layer.attention, config) for layer in layers]
-        self.strength = Strength(folded, config)
-        self.project = Dense((side_by_side([one.z, one.value]) for one in folded), dtype)
-        self.constant = _constant(torch.stack([one.constant for one in folded])[:, None, None])
+        kind = SelfAttention if config.heads == 1 else SelfHeads
+        self.attention = kind([layer.attention for layer in layers], config, dtype)
         self.transformer = layers[0].transformer
         if self.transformer:
             self.up = Dense((Affine.of(layer.feed_forward[0]) for layer in layers), dtype)
@@ -128,14 +43,11 @@ class FoldedLayer(nn.Module):
             self.norm2 = StackedNorm([layer.norm2 for layer in layers])
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        shape = x.shape
-        low = x.to(self.project.weight.dtype)
-        z, value = self.project(low.flatten(1, 2)).view(*shape[:3], -1).chunk(2, -1)
-        attended = self.strength(low, low, z, present) @ value + self.constant
+        attended = self.attention(x, present)
         if not self.transformer:
-            return attended
+            return attended.float()
         x = self.norm1(x + attended)
-        return self.norm2(x + self.down(self.up(x.flatten(1, 2)).relu_()).view(shape))
+        return self.norm2(x + self.down(self.up(x.flatten(1, 2)).relu_()).view(x.shape))
 
 
 class StackedNorm(nn.Module):
@@ -144,8 +56,8 @@ class StackedNorm(nn.Module):
     def __init__(self, norms: list[nn.LayerNorm]) -> None:
         super().__init__()
         self.eps, self.shape = norms[0].eps, norms[0].normalized_shape
-        self.weight = _constant(torch.stack([norm.weight for norm in norms])[:, None, None])
-        self.bias = _constant(torch.stack([norm.bias for norm in norms])[:, None, None])
+        self.weight = constant_parameter(torch.stack([norm.weight for norm in norms])[:, None, None])
+        self.bias = constant_parameter(torch.stack([norm.bias for norm in norms])[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias, F.layer_norm(x, self.shape, eps=self.eps), self.weight)
@@ -154,7 +66,7 @@ class StackedNorm(nn.Module):
 class FoldedFusion(nn.Module):
     """(audio (B, L, D), visual (B, L, visual_dim), valid bool (B, L)) -> (B, L, 2) float32; matrices in `dtype`.
 
-    For models with cross-attention and one head: see `foldable`.
+    For models with cross-attention: see `foldable`.
     """
 
     def __init__(self, model: FusionParameters, dtype: torch.dtype) -> None:
@@ -168,28 +80,23 @@ class FoldedFusion(nn.Module):
             for depth in range(config.layers)
         )
         first = side_by_side([Affine.of(head[0]) for head in (model.valence, model.arousal)])
+        kind = OneHeadCross if config.heads == 1 else HeadsCross
+        self.cross = kind(model, None if self.tokens else Affine.of(model.out).then(first), dtype)
         if self.tokens:
-            self.cross = FoldedCross(model, [None] * len(model.pairs), dtype)
             self.last = FoldedLast(model, first, dtype)
-        else:
-            parts = Affine.of(model.out).then(first).input_parts(len(model.pairs))
-            self.cross = FoldedCross(model, parts, dtype)
-            self.hidden_bias = _constant(self.cross.constants.sum(0))
-        self.head_weight = _constant(torch.cat([model.valence[3].weight, model.arousal[3].weight]))  # (2, HEAD)
-        self.head_bias = _constant(torch.cat([model.valence[3].bias, model.arousal[3].bias]))
+        self.head_weight = constant_parameter(
+            torch.cat([model.valence[3].weight, model.arousal[3].weight])
+        )  # (2, HEAD)
+        self.head_bias = constant_parameter(torch.cat([model.valence[3].bias, model.arousal[3].bias]))
 
     def forward(self, audio: Tensor, visual: Tensor, valid: Tensor) -> Tensor:
         absent = ~valid[..., None]
         x = self._streams(audio.float().masked_fill(absent, 0), visual.float().masked_fill(absent, 0))
         for layer in self.layers:
             x = layer(x, valid)
-        strength, value = self.cross(x, valid)
+        hidden = self.cross(x, valid)
         if self.tokens:
-            tokens = strength @ value + self.cross.constants[:, None, None]
-            hidden = self.last(tokens.permute(1, 2, 0, 3).flatten(0, 1)).view(*valid.shape, -1)
-        else:  # one product that also sums over the pairs: (B, L, P L) (B, P L, hidden)
-            strength = strength.permute(1, 2, 0, 3).flatten(2)
-            hidden = (strength @ value.transpose(0, 1).flatten(1, 2)).float() + self.hidden_bias
+            hidden = self.last(hidden.permute(1, 2, 0, 3).flatten(0, 1)).view(*valid.shape, -1)
         hidden = hidden.relu().unflatten(-1, (2, -1))
         return ((hidden * self.head_weight).sum(-1) + self.head_bias).masked_fill(absent, 0)
 
@@ -205,8 +112,9 @@ class FoldedFusion(nn.Module):
         return torch.stack((audio, visual, self.joint(both.flatten(0, 1)[None]).view(audio.shape).float()))
 
 
-class FoldedCross(nn.Module):
-    """All cross-attentions: (S, B, L, D) -> strengths (P, B, L, L) and values (P, B, L, out), in the order of `pairs`.
+class OneHeadCross(nn.Module):
+    """All cross-attentions: (S, B, L, D) -> with `after` the sum of all pairs (B, L, out), else (P, B, L, D) in the
+    order of `pairs`; float32.
 
     One product a stream gives z for the pairs in which it is the query and values where it is the key. Every stream is
     each of them equally often, so the streams stack.
@@ -217,15 +125,16 @@ class FoldedCross(nn.Module):
     z_order: Tensor
     value_order: Tensor
 
-    def __init__(self, model: FusionParameters, afters: Sequence[Affine | None], dtype: torch.dtype) -> None:
+    def __init__(self, model: FusionParameters, after: Affine | None, dtype: torch.dtype) -> None:
         super().__init__()
-        crosses = [
-            fold(model.cross[model.cross_name(pair)], model.config, after)
-            for pair, after in zip(model.pairs, afters, strict=True)
-        ]
+        sets = cross_sets(model)
+        afters = [None] * len(sets) if after is None else after.input_parts(len(sets))
+        crosses = [fold(weights, model.config, part) for weights, part in zip(sets, afters, strict=True)]
+        self.summed = after is not None
         self.strength = Strength(crosses, model.config)
-        self.constants = _constant(torch.stack([cross.constant for cross in crosses]))
-        queries, keys = ([model.streams.index(pair[side]) for pair in model.pairs] for side in (0, 1))
+        constants = torch.stack([cross.constant for cross in crosses])
+        self.constant = constant_parameter(constants.sum(0) if self.summed else constants[:, None, None])
+        queries, keys = pair_streams(model)
         streams, each = range(len(model.streams)), len(crosses) // len(model.streams)
         self.widths = [each * len(crosses[0].z.bias), each * len(crosses[0].value.bias)]
         self.project = Dense(
@@ -241,17 +150,23 @@ class FoldedCross(nn.Module):
         for name, numbers in {
             "query": queries,
             "key": keys,
-            "z_order": _ranks(queries),
-            "value_order": _ranks(keys),
+            "z_order": ranks(queries),
+            "value_order": ranks(keys),
         }.items():
             self.register_buffer(name, torch.tensor(numbers, device=crosses[0].constant.device))
 
-    def forward(self, x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        low = x.to(self.project.weight.dtype)
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        low = x.to(self.project.dtype)
         z, value = self.project(low.flatten(1, 2)).split(self.widths, -1)
         z, value = (self._by_pair(part, present.shape) for part in (z, value))
-        strength = self.strength(low[self.key], low[self.query], z[self.z_order], present)
-        return strength, value[self.value_order]
+        # Without biases of the key nobody looks at the query's clips themselves.
+        query = low[self.query] if self.strength.shifted else low
+        strength, value = self.strength(low[self.key], query, z[self.z_order], present), value[self.value_order]
+        if not self.summed:
+            return (strength @ value).float() + self.constant
+        # One product that also sums over the pairs: (B, L, P L) (B, P L, out)
+        strength = strength.permute(1, 2, 0, 3).flatten(2)
+        return (strength @ value.transpose(0, 1).flatten(1, 2)).float() + self.constant
 
     def _by_pair(self, part: Tensor, shape: torch.Size) -> Tensor:
         """(S, B L, each * width) -> (P, B, L, width), ordered by stream."""
@@ -259,44 +174,59 @@ class FoldedCross(nn.Module):
         return part.view(len(part), *shape, each, -1).permute(0, 3, 1, 2, 4).flatten(0, 1)
 
 
+class HeadsCross(nn.Module):
+    """`OneHeadCross` with several heads: W_o and `after` are one matrix over the concatenated pairs."""
+
+    def __init__(self, model: FusionParameters, after: Affine | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        sets = cross_sets(model)
+        self.heads = Heads(sets, *pair_streams(model), model.config, dtype)
+        self.summed = after is not None
+        results = [out_projection(weights) for weights in sets]
+        if after is not None:
+            parts = [one.then(part) for one, part in zip(results, after.input_parts(len(sets)), strict=True)]
+            bias = torch.stack([part.bias for part in parts]).sum(0)
+            results = [Affine(torch.cat([part.weight for part in parts], 1), bias)]
+        self.out = Dense(results, dtype)
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        pairs = self.heads(x, present)  # (P, B, L, D)
+        if not self.summed:
+            return self.out(pairs.flatten(1, 2)).view(pairs.shape).float()
+        joined = pairs.permute(1, 2, 0, 3).flatten(2)
+        return self.out(joined.flatten(0, 1)[None]).view(*present.shape, -1).float()
+
+
 class FoldedLast(nn.Module):
-    """Tokens (M, T, D) of M clips -> the hidden layer of the heads (M, hidden) at the last token."""
+    """Tokens (M, T, D) of M clips -> the hidden layer of the heads (M, hidden) at the last token, float32."""
 
     def __init__(self, model: FusionParameters, after: Affine, dtype: torch.dtype) -> None:
         super().__init__()
         config = model.config
         self.layers = nn.ModuleList(FoldedLayer([layer], config, dtype) for layer in model.final_encoder)
-        last = fold(model.final_attention, config, after)
-        self.strength = Strength([last], config)
-        self.project = Dense([side_by_side([last.z, last.value])], dtype)
-        self.constant = _constant(last.constant)
+        kind = SelfAttention if config.heads == 1 else SelfHeads
+        self.attention = kind([model.final_attention], config, dtype)
+        self.after = Dense([after], dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x, present = tokens[None], torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         for layer in self.layers:
             x = layer(x, present)
-        low = x.to(self.project.weight.dtype)
-        projected = self.project(low.flatten(1, 2)).view(*x.shape[:3], -1)
-        z, value = projected.split((x.shape[-1], len(self.constant)), -1)
-        strength = self.strength(low, low, z, present)[0, :, -1:]
-        return (strength @ value[0])[:, 0].float() + self.constant
+        return self.after(self.attention(x, present)[:, :, -1])[0].float()
+
+
+def cross_sets(model: FusionParameters) -> list[AttentionWeights]:
+    """The weights of each pair's cross-attention."""
+    return [model.cross[model.cross_name(pair)] for pair in model.pairs]
+
+
+def pair_streams(model: FusionParameters) -> tuple[list[int], list[int]]:
+    """Numbers of the streams of the pairs' queries, and of their keys."""
+    return [model.streams.index(query) for query, _ in model.pairs], [
+        model.streams.index(key) for _, key in model.pairs
+    ]
 
 
 def foldable(config: JMTConfig) -> bool:
-    """With several heads the folded values of each would be as wide as the result: nothing to gain."""
-    return config.fusion in CROSS_PAIRS and config.heads == 1
-
-
-def side_by_side(affines: list[Affine]) -> Affine:
-    """One affine function whose results are those of `affines`, concatenated."""
-    return Affine(torch.cat([affine.weight for affine in affines]), torch.cat([affine.bias for affine in affines]))
-
-
-def _ranks(streams: list[int]) -> list[int]:
-    """Where each pair stands once they are sorted by stream."""
-    order = sorted(range(len(streams)), key=streams.__getitem__)
-    return [order.index(pair) for pair in range(len(streams))]
-
-
-def _constant(values: Tensor, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-    return nn.Parameter(values.detach().to(dtype).contiguous(), requires_grad=False)
+    """Whether there are attentions to fold."""
+    return config.fusion in CROSS_PAIRS

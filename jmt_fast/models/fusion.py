@@ -1,8 +1,10 @@
-"""The fusion model, fast: the parameters and the function of the reference, with fewer and larger products."""
+"""The fusion model, fast: the function of the reference on packed weights, with fewer and larger products."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +12,15 @@ from torch import Tensor
 
 from jmt_fast.config import JMTConfig
 from jmt_fast.kernels import sigmoid_attention
+from jmt_fast.kernels.fused_attention import MAX_LENGTH, fused_attention
 from jmt_fast.models.hub import FusionHubMixin, encode_config
-from jmt_fast.models.parameters import AttentionWeights, EncoderLayer, FusionParameters
+from jmt_fast.models.packed import PackedAttention, PackedLayer, PackedParameters
 
 Bias = float | Tensor
 
 
 class JMT(
-    FusionParameters,
+    PackedParameters,
     FusionHubMixin,
     coders={JMTConfig: (encode_config, JMTConfig.model_validate)},
     library_name="jmt-fast",
@@ -25,8 +28,9 @@ class JMT(
 ):
     """Joint Multimodal Transformer, or the baseline that `config.fusion` names.
 
-    Parameters, names and results are those of `ReferenceJMT`. Made for `torch.compile(fullgraph=True)` and autocast;
-    `prepare_fusion` makes a frozen copy for inference.
+    State dict and results are those of `ReferenceJMT`; in memory the weights are packed, and `named_gradients` shows
+    their gradients by stock name. Made for `torch.compile(fullgraph=True)` and autocast; `prepare_fusion` makes a
+    frozen copy for inference.
     """
 
     def __init__(self, config: JMTConfig) -> None:
@@ -48,11 +52,11 @@ class JMT(
             ValueError: an argument of another shape or dtype, named in the message.
         """
         fused = self._fuse(*self.checked(audio, visual, valid), valid)
-        hidden = F.linear(fused, *_stacked(self.valence[0], self.arousal[0])).relu()  # (B, L, 2 * HEAD)
-        hidden = F.dropout(hidden, self.config.head_dropout, self.training).unflatten(-1, (2, -1))
-        weight, bias = _stacked(self.valence[3], self.arousal[3])
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        result = (hidden.to(dtype) * weight).sum(-1) + bias
+        heads = self.heads
+        hidden = F.linear(fused, heads.hidden_weight.flatten(0, 1), heads.hidden_bias.flatten()).relu()
+        hidden = F.dropout(hidden, self.config.head_dropout, self.training).unflatten(-1, (2, -1))  # (B, L, 2, HEAD)
+        dtype = torch.promote_types(heads.last_weight.dtype, torch.float32)
+        result = (hidden.to(dtype) * heads.last_weight.squeeze(1)).sum(-1) + heads.last_bias.squeeze(1)
         return result if valid is None else result.masked_fill(~valid[..., None], 0)
 
     def embed(self, audio: Tensor, visual: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -64,13 +68,13 @@ class JMT(
         streams = self._inputs(audio, visual)
         if not self.pairs:
             return self.out(torch.cat([streams[name] for name in reversed(self.streams)], -1))
-        bias = self._bias(streams["a"], valid)
-        if valid is not None and self.config.activation == "softmax":
-            valid = valid | ~valid.any(-1, keepdim=True)  # a softmax over nothing is NaN, and so is its gradient
-        for name, layers in self.encoders.items():
-            for layer in layers:
-                streams[name] = self._encode(streams[name], layer, bias, valid)
-        outputs = self._cross(streams, bias, valid)
+        bias = self._bias(audio, valid)
+        x = torch.stack([streams[name] for name in self.streams])  # (S, B, L, D)
+        for layer in self.encoders:
+            x = self._encode(x, layer, bias, valid)
+        query, key = ([self.streams.index(pair[side]) for pair in self.pairs] for side in (0, 1))
+        choice = [self.cross_names.index(self.cross_name(pair)) for pair in self.pairs]
+        outputs = self._attend(x, self.cross, query, key, choice, bias, valid)
         if not self.tokens:
             return self.out(torch.cat(outputs, -1))
         return self._last_token(torch.stack(outputs, 2))
@@ -93,52 +97,110 @@ class JMT(
             return -math.log(max(x.shape[1], 1))
         return -valid.sum(-1).clamp(min=1).to(torch.promote_types(x.dtype, torch.float32)).log()
 
-    def _encode(self, x: Tensor, layer: EncoderLayer, bias: Bias, valid: Tensor | None) -> Tensor:
-        weights = layer.attention
-        q, k, v = F.linear(x, weights.in_proj_weight, weights.in_proj_bias).chunk(3, -1)
-        attended = self._attend(q, k, v, weights, bias, valid)
+    def _encode(self, x: Tensor, layer: PackedLayer, bias: Bias, valid: Tensor | None) -> Tensor:
+        """(S, B, L, D) -> (S, B, L, D)."""
+        each = list(range(len(x)))
+        attended = torch.stack(self._attend(x, layer.attention, each, each, each, bias, valid))
         if not layer.transformer:
             return attended
-        x = layer.norm1(x + attended)
-        return layer.norm2(x + layer.feed_forward(x))
-
-    def _cross(self, streams: dict[str, Tensor], bias: Bias, valid: Tensor | None) -> list[Tensor]:
-        """One product for the query, one for key and value together. Splitting a weight, unlike slicing it, leaves a
-        gradient that is written once, by a concatenation."""
-        outputs = []
-        dim = self.config.dim
-        for query, key in self.pairs:
-            weights = self.cross[self.cross_name((query, key))]
-            w_q, w_kv = weights.in_proj_weight.split((dim, 2 * dim))
-            b_q, b_kv = (None, None) if weights.in_proj_bias is None else weights.in_proj_bias.split((dim, 2 * dim))
-            k, v = F.linear(streams[key], w_kv, b_kv).chunk(2, -1)
-            outputs.append(self._attend(F.linear(streams[query], w_q, b_q), k, v, weights, bias, valid))
-        return outputs
+        x = _norm(x + attended, layer.norm1_weight, layer.norm1_bias)
+        up = _linear(x.flatten(1, 2), layer.up_weight, layer.up_bias).relu()
+        down = _linear(up, layer.down_weight, layer.down_bias).view(x.shape)
+        return _norm(x + down, layer.norm2_weight, layer.norm2_bias)
 
     def _last_token(self, tokens: Tensor) -> Tensor:
-        batch, length, count, dim = tokens.shape
-        x = tokens.reshape(batch * length, count, dim)
-        bias = self._bias(x, None)
+        x = tokens.flatten(0, 1)[None]  # (1, B L, pairs, D)
+        bias = self._bias(x[0], None)
         for layer in self.final_encoder:
             x = self._encode(x, layer, bias, None)
-        weights = self.final_attention
-        q, k, v = F.linear(x, weights.in_proj_weight, weights.in_proj_bias).chunk(3, -1)
-        return self._attend(q, k, v, weights, bias, None)[:, -1].reshape(batch, length, dim)
+        (attended,) = self._attend(x, self.final_attention, [0], [0], [0], bias, None)
+        return attended[:, -1].unflatten(0, tokens.shape[:2])
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, weights: AttentionWeights, bias: Bias, valid: Tensor | None
-    ) -> Tensor:
-        """Projected (B, L, D) -> (B, L, D)."""
-        q, k, v = (x.unflatten(-1, (self.config.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, L, C)
-        rows, columns = (k, q) if self.config.orientation == "key" else (q, k)
-        if self.config.activation == "sigmoid":
-            result = sigmoid_attention(rows, columns, v, self.scale, bias, valid)
+        self, x: Tensor, weights: PackedAttention, query: list[int], key: list[int], choice: list[int], bias: Bias,
+        valid: Tensor | None,
+    ) -> list[Tensor]:  # fmt: skip
+        """Pairs of streams of `x` (S, B, L, D), each with its choice of the weights -> P of (B, L, D)."""
+        config, dtype = self.config, _product_dtype(x)
+        x, weight = x.to(dtype), weights.in_proj_weight.to(dtype)
+        offset = None if weights.in_proj_bias is None else weights.in_proj_bias.to(dtype)
+        if x.shape[2] <= MAX_LENGTH:
+            outputs: Sequence[Tensor] = fused_attention(
+                x, weight, offset, query, key, choice, config.heads, self.scale, bias, valid, config.activation,
+                config.orientation,
+            ).chunk(len(query), -1)  # fmt: skip
         else:
-            mask = None if valid is None else valid[:, None, None, :]
-            result = F.scaled_dot_product_attention(rows, columns, v, mask, scale=self.scale)
-        result = result.transpose(1, 2).flatten(-2)
-        return result if weights.out_proj is None else weights.out_proj(result)
+            outputs = self._attend_long(x, weight, offset, query, key, choice, bias, valid)
+        if weights.out_proj_weight is None or weights.out_proj_bias is None:
+            return list(outputs)
+        return _linear_by_choice(outputs, weights.out_proj_weight, weights.out_proj_bias, choice)
+
+    def _attend_long(
+        self, x: Tensor, weight: Tensor, offset: Tensor | None, query: list[int], key: list[int], choice: list[int],
+        bias: Bias, valid: Tensor | None,
+    ) -> list[Tensor]:  # fmt: skip
+        """`fused_attention` for sequences too long for one tile, one pair after the other."""
+        # Taking a tensor apart, unlike indexing it, leaves a gradient that is written once, by a concatenation.
+        streams, widths, outputs = x.unbind(), (self.config.dim, 2 * self.config.dim), []
+        sets = [part.split(widths) for part in weight.unbind()]
+        offsets = [(None, None)] * len(sets) if offset is None else [part.split(widths) for part in offset.unbind()]
+        for source, other, chosen in zip(query, key, choice, strict=True):
+            (w_q, w_kv), (b_q, b_kv) = sets[chosen], offsets[chosen]
+            q, (k, v) = F.linear(streams[source], w_q, b_q), F.linear(streams[other], w_kv, b_kv).chunk(2, -1)
+            q, k, v = (part.unflatten(-1, (self.config.heads, -1)).transpose(1, 2) for part in (q, k, v))
+            rows, columns = (k, q) if self.config.orientation == "key" else (q, k)  # (B, H, L, C)
+            if self.config.activation == "sigmoid":
+                result = sigmoid_attention(rows, columns, v, self.scale, bias, valid)
+            else:
+                # A softmax over nothing is NaN, and so is its gradient.
+                mask = None if valid is None else (valid | ~valid.any(-1, keepdim=True))[:, None, None]
+                result = F.scaled_dot_product_attention(rows, columns, v, mask, scale=self.scale)
+            outputs.append(result.transpose(1, 2).flatten(-2))
+        return outputs
 
 
-def _stacked(*layers: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would give the operands of a product; custom ops must be handed it."""
+    device = x.device.type
+    low = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if low else x.dtype
+
+
+class _StackedLinear(torch.autograd.Function):
+    """x (count, M, in), weight (count, out, in), bias (count, out) -> (count, M, out).
+
+    Left to autograd, the weight's gradient would come out transposed, and be copied into place: at small batches that
+    copy costs as much as the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.mT @ x, grad.sum(1)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One linear layer a stack: x (count, M, in), weight (count, out, in), bias (count, out) -> (count, M, out)."""
+    dtype = _product_dtype(x)
+    result: Tensor = _StackedLinear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    return result
+
+
+def _linear_by_choice(parts: Sequence[Tensor], weight: Tensor, bias: Tensor, choice: list[int]) -> list[Tensor]:
+    """Part p (B, L, in) through layer choice[p] of the stack; parts that share a layer go through it together."""
+    shape = parts[0].shape
+    order = sorted(range(len(parts)), key=choice.__getitem__)
+    grouped = torch.stack([parts[part] for part in order]).unflatten(0, (len(weight), -1)).flatten(1, 3)
+    outputs = _linear(grouped, weight, bias).view(len(parts), *shape).unbind()
+    return [outputs[order.index(part)] for part in range(len(parts))]
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One LayerNorm a stack: x (count, B, L, D), weight and bias (count, D)."""
+    normed = F.layer_norm(x, x.shape[-1:])
+    return torch.addcmul(bias[:, None, None], normed, weight[:, None, None])

@@ -10,7 +10,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from jmt_fast.config import JMTConfig
 from jmt_fast.errors import CheckpointError
@@ -50,6 +50,11 @@ class FusionHubMixin(PyTorchModelHubMixin):
             raise CheckpointError(
                 f"{place}: neither a readable folder nor a model on the hub ({reason}); check the path"
             ) from error
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # The hub's own way refuses a state dict of views, which that of packed parameters is.
+        state: dict[str, Any] = self.state_dict()  # type: ignore[attr-defined]
+        save_file({name: value.contiguous() for name, value in state.items()}, save_directory / WEIGHTS)
 
     @classmethod
     def _from_pretrained(

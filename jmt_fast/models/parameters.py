@@ -1,4 +1,4 @@
-"""What the reference and the fast fusion model share: parameters, their names, and the checks of their inputs."""
+"""What all fusion models share: streams, pairs and checks of inputs; and the parameters in their stock layout."""
 
 from __future__ import annotations
 
@@ -65,8 +65,48 @@ class EncoderLayer(nn.Module):
             self.norm2 = nn.LayerNorm(config.dim)
 
 
-class FusionParameters(nn.Module):
-    """Every parameter of a fusion model or baseline; subclasses add the arithmetic.
+class FusionModel(nn.Module):
+    """Configuration of a fusion model or baseline, without parameters."""
+
+    def __init__(self, config: JMTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.streams = STREAMS[config.fusion]
+        self.pairs = CROSS_PAIRS.get(config.fusion, ())
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the cross-attention outputs become tokens of a last attention instead of one long vector."""
+        return bool(self.pairs) and self.config.output == "self_attention"
+
+    @property
+    def embed_dim(self) -> int:
+        return self.config.dim if self.tokens else EMBED
+
+    @property
+    def cross_names(self) -> tuple[str, ...]:
+        """Names of the sets of cross-attention weights, in the order of `pairs`."""
+        return tuple(dict.fromkeys(self.cross_name(pair) for pair in self.pairs))
+
+    def cross_name(self, pair: Pair) -> str:
+        """Name in `cross` of the attention with the query of stream pair[0] and the key and value of pair[1]."""
+        return "_".join(pair) if self.config.cross_weights == "pair" else pair[0]
+
+    def checked(self, audio: Tensor, visual: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The two inputs with rows that are not present set to 0, so that not even a NaN there can spread."""
+        check_inputs(self.config, audio, visual, valid)
+        if valid is None:
+            return audio, visual
+        absent = ~valid[..., None]
+        return audio.masked_fill(absent, 0), visual.masked_fill(absent, 0)
+
+    def named_gradients(self) -> dict[str, Tensor | None]:
+        """The gradient of each weight by its name in the state dict; None where there is none."""
+        return {name: parameter.grad for name, parameter in self.named_parameters()}
+
+
+class FusionParameters(FusionModel):
+    """Every parameter of a fusion model or baseline in the stock layout, that of the state dict and of files.
 
     | name | what |
     | --- | --- |
@@ -89,10 +129,7 @@ class FusionParameters(nn.Module):
     arousal: Any
 
     def __init__(self, config: JMTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.streams = STREAMS[config.fusion]
-        self.pairs = CROSS_PAIRS.get(config.fusion, ())
+        super().__init__(config)
         dim = config.dim
         self.visual_linear: nn.Linear | None = None
         if "v" in self.streams and config.visual_dim != dim:
@@ -102,8 +139,9 @@ class FusionParameters(nn.Module):
         if self.pairs:
             transformer = config.encoder == "transformer"
             self.encoders = nn.ModuleDict({stream: self._layers(transformer) for stream in self.streams})
-            names = dict.fromkeys(self.cross_name(pair) for pair in self.pairs)
-            self.cross = nn.ModuleDict({name: AttentionWeights(dim, config.out_projection) for name in names})
+            self.cross = nn.ModuleDict(
+                {name: AttentionWeights(dim, config.out_projection) for name in self.cross_names}
+            )
         if self.tokens:
             self.final_encoder = self._layers(transformer=True)
             self.final_attention = AttentionWeights(dim, config.out_projection)
@@ -112,27 +150,6 @@ class FusionParameters(nn.Module):
         self.valence = self._head()
         self.arousal = self._head()
 
-    @property
-    def tokens(self) -> bool:
-        """Whether the cross-attention outputs become tokens of a last attention instead of one long vector."""
-        return bool(self.pairs) and self.config.output == "self_attention"
-
-    @property
-    def embed_dim(self) -> int:
-        return self.config.dim if self.tokens else EMBED
-
-    def cross_name(self, pair: Pair) -> str:
-        """Name in `cross` of the attention with the query of stream pair[0] and the key and value of pair[1]."""
-        return "_".join(pair) if self.config.cross_weights == "pair" else pair[0]
-
-    def checked(self, audio: Tensor, visual: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The two inputs with rows that are not present set to 0, so that not even a NaN there can spread."""
-        check_inputs(self.config, audio, visual, valid)
-        if valid is None:
-            return audio, visual
-        absent = ~valid[..., None]
-        return audio.masked_fill(absent, 0), visual.masked_fill(absent, 0)
-
     def _layers(self, transformer: bool) -> nn.ModuleList:
         return nn.ModuleList(EncoderLayer(self.config, transformer) for _ in range(self.config.layers))
 
@@ -140,6 +157,16 @@ class FusionParameters(nn.Module):
         return nn.Sequential(
             nn.Linear(self.embed_dim, HEAD), nn.ReLU(), nn.Dropout(self.config.head_dropout), nn.Linear(HEAD, 1)
         )
+
+
+def in_stock_layout(model: FusionModel) -> FusionParameters:
+    """The same weights, not copies of them, in the stock layout: without arithmetic, to be read only."""
+    if isinstance(model, FusionParameters):
+        return model
+    with torch.device("meta"):
+        stock = FusionParameters(model.config)
+    stock.load_state_dict(model.state_dict(), assign=True)
+    return stock
 
 
 def check_inputs(config: JMTConfig, audio: Tensor, visual: Tensor, valid: Tensor | None) -> None:

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jmt_fast.models.affine import Dense
 from jmt_fast.models.folded import FoldedFusion, foldable
 from jmt_fast.models.fusion import JMT
-from jmt_fast.models.parameters import FusionParameters, check_inputs
+from jmt_fast.models.onednn import supports
+from jmt_fast.models.parameters import FusionModel, check_inputs, in_stock_layout
 from jmt_fast.runtime import Runtime
 
 
 class PreparedFusion:
     """What `prepare_fusion` returns: call it like the model, with any number of sequences."""
 
-    def __init__(self, model: FusionParameters, runtime: Runtime, batch: int) -> None:
+    def __init__(self, model: FusionModel, runtime: Runtime, batch: int) -> None:
         self.config = model.config
         self.runtime = runtime
         self._batch = batch
@@ -54,7 +56,7 @@ class PreparedFusion:
 class LowPrecision(nn.Module):
     """A model whose matrices are kept in the runtime's precision, under autocast."""
 
-    def __init__(self, model: FusionParameters, runtime: Runtime) -> None:
+    def __init__(self, model: FusionModel, runtime: Runtime) -> None:
         super().__init__()
         self.model = JMT(model.config)
         self.model.load_state_dict(model.state_dict())
@@ -70,11 +72,11 @@ class LowPrecision(nn.Module):
             return self.model(audio.float(), visual.float(), valid)
 
 
-def prepare_fusion(model: FusionParameters, runtime: Runtime, batch: int = 64) -> PreparedFusion:
+def prepare_fusion(model: FusionModel, runtime: Runtime, batch: int = 64) -> PreparedFusion:
     """A fast copy of `model` (JMT or ReferenceJMT) for inference in `runtime.dtype`.
 
-    The model stays as it is, and later changes of it do not reach the copy. Models with one head are folded (see
-    `folded`): exact but for rounding, with 2.5 times fewer products.
+    The model stays as it is, and later changes of it do not reach the copy. Models with cross-attention are folded (see
+    `folded`): exact but for rounding, with 2.5 times fewer weights to read if they have one head, 1.4 times otherwise.
 
     On a CPU the copy is ready at once and takes any batch: compiling would take seconds for each shape and save
     fractions of a millisecond a call. On a GPU it is compiled into CUDA graphs, if `runtime.compile`, for a few sizes
@@ -83,10 +85,15 @@ def prepare_fusion(model: FusionParameters, runtime: Runtime, batch: int = 64) -
     return PreparedFusion(model, runtime, batch)
 
 
-def _frozen(model: FusionParameters, runtime: Runtime) -> nn.Module:
+def _frozen(model: FusionModel, runtime: Runtime) -> nn.Module:
     network: nn.Module
     if foldable(model.config):
-        network = FoldedFusion(model, runtime.dtype)
+        network = FoldedFusion(in_stock_layout(model), runtime.dtype)
     else:
         network = LowPrecision(model, runtime)
-    return network.to(runtime.device)
+    network.to(runtime.device)
+    if runtime.device.type == "cpu" and supports(runtime.dtype):
+        for module in network.modules():
+            if isinstance(module, Dense) and module.dtype == runtime.dtype:
+                module.pack()
+    return network

@@ -124,7 +124,8 @@ def attend(source: Tensor, other: Tensor, weights: AttentionWeights, config: JMT
     if weights.in_proj_bias is not None:
         b_q, b_k, b_v = weights.in_proj_bias.to(source.dtype).chunk(3)
     q, k, v = F.linear(source, w_q, b_q), F.linear(other, w_k, b_k), F.linear(other, w_v, b_v)
-    q, k, v = (x.reshape(batch, length, config.heads, -1).transpose(1, 2) for x in (q, k, v))  # (B, H, L, C)
+    split = (batch, length, config.heads, dim // config.heads)
+    q, k, v = (x.reshape(split).transpose(1, 2) for x in (q, k, v))  # (B, H, L, C)
 
     rows, columns = (k, q) if config.orientation == "key" else (q, k)
     scale = rows.shape[-1] ** -0.5 if config.scale == "rsqrt" else config.scale

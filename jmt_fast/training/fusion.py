@@ -61,6 +61,7 @@ def fit_fusion(
     identity = {
         "training": config.model_dump(mode="json"),
         "model": model.config.model_dump(mode="json"),
+        "parameters": len(list(model.parameters())),  # the optimizer's state is stored for each
         "precision": runtime.precision,
         "data": sampler.digest(),
         "gru": weights_digest(audio_backbone.gru),

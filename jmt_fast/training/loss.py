@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Below this the series neither differ nor vary: concordance is 0 by definition, and the gradient stays finite.
-_TINY = float(torch.finfo(torch.float32).tiny)
+from jmt_fast.kernels.ccc_loss import ccc_loss, ccc_statistics
+from jmt_fast.kernels.ccc_loss.reference import TINY
+
+__all__ = ["StreamingCCC", "ccc", "ccc_loss"]
 
 
 def ccc(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -36,40 +38,9 @@ def ccc(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tens
     if valid is not None and valid.shape != prediction.shape[:-1]:
         raise ValueError(f"valid {tuple(valid.shape)} must have the shape {tuple(prediction.shape[:-1])}")
     dimensions = prediction.shape[-1]
-    x = prediction.reshape(-1, dimensions).double()
-    y = target.reshape(-1, dimensions).double()
-    if valid is None:
-        mask = torch.ones_like(x[:, :1], dtype=torch.bool)
-    else:
-        mask = valid.reshape(-1, 1).bool()
-    x, y = x.masked_fill(~mask, 0), y.masked_fill(~mask, 0)
-    count = mask.sum().clamp(min=1)
-
-    def mean(values: Tensor) -> Tensor:
-        return values.masked_fill(~mask, 0).sum(0) / count
-
-    def centred(values: Tensor) -> Tensor:
-        pivoted = values - _largest(values.detach(), mask)  # makes a constant series exactly zero
-        return pivoted - mean(pivoted)
-
-    dx, dy = centred(x), centred(y)
-    spread = mean(dx * dx) + mean(dy * dy) + mean(x - y).square()
-    still = spread <= _TINY  # false for NaN, which must show
-    value = 2 * mean(dx * dy) / spread.masked_fill(still, 1)
+    mask = None if valid is None else valid.reshape(-1).bool()
+    value = ccc_statistics(prediction.reshape(-1, dimensions), target.reshape(-1, dimensions), mask)[3]
     return value.to(torch.promote_types(prediction.dtype, torch.float32))
-
-
-def _largest(values: Tensor, mask: Tensor) -> Tensor:
-    """The largest value of each column of (n, D) where mask (n, 1) holds; 0 where it nowhere does."""
-    if not len(values):
-        return values.new_zeros(values.shape[1])
-    largest = values.masked_fill(~mask, -torch.inf).amax(0)
-    return largest.masked_fill(largest == -torch.inf, 0)
-
-
-def ccc_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Sum over the dimensions of 1 - CCC: a scalar, 0 at perfect agreement. Arguments as for `ccc`."""
-    return (1 - ccc(prediction, target, valid)).sum()
 
 
 @dataclass
@@ -132,5 +103,5 @@ class StreamingCCC:
         if not self.count:
             return np.zeros(self.dimensions)
         spread = self.square.sum(0) / self.count + (self.mean[0] - self.mean[1]) ** 2
-        still = spread <= _TINY
+        still = spread <= TINY
         return 2 * self.cross / self.count / np.where(still, 1, spread)

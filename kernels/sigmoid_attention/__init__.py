@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
+from .blocked import is_long, sigmoid_attention_backward_blocked, sigmoid_attention_blocked
 from .reference import sigmoid_attention_backward_reference, sigmoid_attention_reference
 
 # At module level, not inside the op: torch looks for the kernels when an op is registered, and keys its cache of
@@ -54,7 +55,9 @@ def sigmoid_attention(
 
     On a CUDA device and up to D = 512 this runs as tiled Triton kernels, forward and backward, that hold no (Lq, Lk)
     tensor in memory: operands in the dtype of `q` (float32 in IEEE arithmetic, never TF32), sums in float32, results
-    the same from run to run. Elsewhere (CPU, float64, larger D) it is the plain formula, at least in float32.
+    the same from run to run. 16-bit inputs under a number as bias of -2 (float16: -1) or more use the GPU's approximate
+    tanh, whose error is within their rounding. Elsewhere (CPU, float64, larger D) it is the plain formula, at least in
+    float32; from a million scores a head on by blocks of queries, unless the lengths are symbolic.
     Autocast changes nothing here: the dtype of the inputs decides.
 
     Key orientation (the output's row is the key's, which needs Lq = Lk): pass k as q and q as k.
@@ -127,7 +130,8 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, valid: Tensor | None, scale: float, shift: float
 ) -> Tensor:
     if not _runs_as_kernel(q):
-        return sigmoid_attention_reference(q, k, v, scale, shift if bias is None else bias, valid)
+        formula = sigmoid_attention_blocked if is_long(q, k) else sigmoid_attention_reference
+        return formula(q, k, v, scale, shift if bias is None else bias, valid)
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q)
     out = torch.empty_like(q)
@@ -147,8 +151,8 @@ def _backward(
     shift: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _runs_as_kernel(q):
-        offset = shift if bias is None else bias
-        return sigmoid_attention_backward_reference(grad, q, k, v, scale, offset, valid)
+        formula = sigmoid_attention_backward_blocked if is_long(q, k) else sigmoid_attention_backward_reference
+        return formula(grad, q, k, v, scale, shift if bias is None else bias, valid)
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

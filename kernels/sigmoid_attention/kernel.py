@@ -1,166 +1,31 @@
-"""Triton kernels of sigmoid attention, their launchers and launch settings.
-
-Notation: P = sigmoid(scale * Q K^T + bias), O = P V, dP = dO V^T, dS = P (1 - P) dP, dQ = scale * dS K,
-dK = scale * dS^T Q, dV = P^T dO. P is computed anew in every pass; no row statistics exist, so no pass prepares them.
-
-Masked keys, like keys past the end, are loaded as zero rows of K and V. A zero V row cancels its weight in O, makes its
-dP, its dS and its dK zero, and whatever such a row held (NaN included) is never multiplied. Only dV needs a mask.
-"""
+"""Launchers of the Triton kernels of sigmoid attention, and the settings they launch with."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
+import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from ..program import Program
+from .device import (
+    INTERPRETED,
+    sigmoid_attention_backward_keys,
+    sigmoid_attention_backward_queries,
+    sigmoid_attention_backward_whole,
+    sigmoid_attention_forward,
+)
 
-
-@triton.jit
-def _tile(x, first, stride_row, stride_dim, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Pointers (ROWS, WIDTH) to the rows of x from `first` on."""
-    # 64 bits: with a sequence-first layout one step of a row is B * H * D elements.
-    rows = (first + tl.arange(0, ROWS)).to(tl.int64)
-    return x + rows[:, None] * stride_row + tl.arange(0, WIDTH)[None, :] * stride_dim
-
-
-@triton.jit
-def _inside(rows, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Mask (ROWS, WIDTH) from a mask of rows: D is padded to the power of two that tiles need."""
-    inside = rows[:, None]
-    if DIM != WIDTH:
-        inside = inside & (tl.arange(0, WIDTH) < DIM)[None, :]
-    return inside
-
-
-@triton.jit
-def _live_keys(valid, first, length, stride, ROWS: tl.constexpr, HAS_VALID: tl.constexpr):
-    """bool (ROWS,): the key exists and is not masked."""
-    keys = first + tl.arange(0, ROWS)
-    live = keys < length
-    if HAS_VALID:
-        live = live & (tl.load(valid + keys.to(tl.int64) * stride, mask=live, other=0) != 0)
-    return live
-
-
-@triton.jit
-def _exponent(bias, batch, scale, shift, HAS_BIAS: tl.constexpr):
-    """(a, b) for which sigmoid(scale * s + bias) = 1 / (1 + exp2(a * s + b))."""
-    if HAS_BIAS:
-        shift = tl.load(bias + batch).to(tl.float32)
-    return -scale * LOG2E, -shift * LOG2E
-
-
-@triton.jit
-def _forward(
-    q, k, v, out, bias, valid,
-    qb, qh, ql, qd, kb, kh, kl, kd, vb, vh, vl, vd, ob, oh, ol, od, valid_b, valid_l,
-    heads, len_q, len_k, scale, shift,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr,
-):  # fmt: skip
-    """One program: QUERIES rows of O for one (batch, head), over all keys."""
-    blocks = tl.cdiv(len_q, QUERIES)
-    first_q = tl.program_id(0) % blocks * QUERIES
-    batch = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    head = (tl.program_id(0) // blocks % heads).to(tl.int64)
-    a, b = _exponent(bias, batch, scale, shift, HAS_BIAS)
-
-    in_q = _inside(first_q + tl.arange(0, QUERIES) < len_q, DIM, WIDTH)
-    q_rows = tl.load(_tile(q + batch * qb + head * qh, first_q, ql, qd, QUERIES, WIDTH), mask=in_q, other=0.0)
-    sums = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for first_k in range(0, len_k, KEYS):
-        live = _inside(_live_keys(valid + batch * valid_b, first_k, len_k, valid_l, KEYS, HAS_VALID), DIM, WIDTH)
-        k_rows = tl.load(_tile(k + batch * kb + head * kh, first_k, kl, kd, KEYS, WIDTH), mask=live, other=0.0)
-        v_rows = tl.load(_tile(v + batch * vb + head * vh, first_k, vl, vd, KEYS, WIDTH), mask=live, other=0.0)
-        scores = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        p = 1.0 / (1.0 + tl.exp2(tl.fma(scores, a, b)))
-        sums = tl.dot(p.to(v_rows.dtype), v_rows, sums, input_precision="ieee")
-    out_tile = _tile(out + batch * ob + head * oh, first_q, ol, od, QUERIES, WIDTH)
-    tl.store(out_tile, sums.to(out.dtype.element_ty), mask=in_q)
-
-
-@triton.jit
-def _backward_keys(
-    q, k, v, grad, dq, dk, dv, bias, valid,
-    qb, qh, ql, qd, kb, kh, kl, kd, vb, vh, vl, vd, gb, gh, gl, gd,
-    dqb, dqh, dql, dqd, dkb, dkh, dkl, dkd, dvb, dvh, dvl, dvd, valid_b, valid_l,
-    heads, len_q, len_k, scale, shift,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """One program: KEYS rows of dK and dV for one (batch, head), over all queries; score tiles are (KEYS, QUERIES).
-
-    WHOLE: one tile holds all queries and all keys, and dQ is finished here too. The launcher then skips the other pass.
-    """
-    blocks = tl.cdiv(len_k, KEYS)
-    first_k = tl.program_id(0) % blocks * KEYS
-    batch = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    head = (tl.program_id(0) // blocks % heads).to(tl.int64)
-    a, b = _exponent(bias, batch, scale, shift, HAS_BIAS)
-
-    live = _live_keys(valid + batch * valid_b, first_k, len_k, valid_l, KEYS, HAS_VALID)
-    in_k = _inside(live, DIM, WIDTH)
-    k_rows = tl.load(_tile(k + batch * kb + head * kh, first_k, kl, kd, KEYS, WIDTH), mask=in_k, other=0.0)
-    v_rows = tl.load(_tile(v + batch * vb + head * vh, first_k, vl, vd, KEYS, WIDTH), mask=in_k, other=0.0)
-    dk_sums = tl.zeros((KEYS, WIDTH), tl.float32)
-    dv_sums = tl.zeros((KEYS, WIDTH), tl.float32)
-    for first_q in range(0, len_q, QUERIES):
-        in_q = _inside(first_q + tl.arange(0, QUERIES) < len_q, DIM, WIDTH)
-        q_rows = tl.load(_tile(q + batch * qb + head * qh, first_q, ql, qd, QUERIES, WIDTH), mask=in_q, other=0.0)
-        g_rows = tl.load(_tile(grad + batch * gb + head * gh, first_q, gl, gd, QUERIES, WIDTH), mask=in_q, other=0.0)
-        scores = tl.dot(k_rows, tl.trans(q_rows), input_precision="ieee")
-        p = 1.0 / (1.0 + tl.exp2(tl.fma(scores, a, b)))
-        dp = tl.dot(v_rows, tl.trans(g_rows), input_precision="ieee")
-        ds = (p * (1.0 - p) * dp).to(q_rows.dtype)
-        dv_sums = tl.dot(p.to(g_rows.dtype), g_rows, dv_sums, input_precision="ieee")
-        dk_sums = tl.dot(ds, q_rows, dk_sums, input_precision="ieee")
-        if WHOLE:
-            dq_rows = tl.dot(tl.trans(ds), k_rows, input_precision="ieee") * scale
-            dq_tile = _tile(dq + batch * dqb + head * dqh, first_q, dql, dqd, QUERIES, WIDTH)
-            tl.store(dq_tile, dq_rows.to(dq.dtype.element_ty), mask=in_q)
-
-    dk_rows = (dk_sums * scale).to(dk.dtype.element_ty)
-    # Over its zero K row a masked key has the weight sigmoid(bias), not 0.
-    dv_rows = tl.where(live[:, None], dv_sums, 0.0).to(dv.dtype.element_ty)
-    exists = _inside(first_k + tl.arange(0, KEYS) < len_k, DIM, WIDTH)
-    tl.store(_tile(dk + batch * dkb + head * dkh, first_k, dkl, dkd, KEYS, WIDTH), dk_rows, mask=exists)
-    tl.store(_tile(dv + batch * dvb + head * dvh, first_k, dvl, dvd, KEYS, WIDTH), dv_rows, mask=exists)
-
-
-@triton.jit
-def _backward_queries(
-    q, k, v, grad, dq, bias, valid,
-    qb, qh, ql, qd, kb, kh, kl, kd, vb, vh, vl, vd, gb, gh, gl, gd, dqb, dqh, dql, dqd, valid_b, valid_l,
-    heads, len_q, len_k, scale, shift,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr,
-):  # fmt: skip
-    """One program: QUERIES rows of dQ for one (batch, head), over all keys."""
-    blocks = tl.cdiv(len_q, QUERIES)
-    first_q = tl.program_id(0) % blocks * QUERIES
-    batch = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    head = (tl.program_id(0) // blocks % heads).to(tl.int64)
-    a, b = _exponent(bias, batch, scale, shift, HAS_BIAS)
-
-    in_q = _inside(first_q + tl.arange(0, QUERIES) < len_q, DIM, WIDTH)
-    q_rows = tl.load(_tile(q + batch * qb + head * qh, first_q, ql, qd, QUERIES, WIDTH), mask=in_q, other=0.0)
-    g_rows = tl.load(_tile(grad + batch * gb + head * gh, first_q, gl, gd, QUERIES, WIDTH), mask=in_q, other=0.0)
-    sums = tl.zeros((QUERIES, WIDTH), tl.float32)
-    for first_k in range(0, len_k, KEYS):
-        live = _inside(_live_keys(valid + batch * valid_b, first_k, len_k, valid_l, KEYS, HAS_VALID), DIM, WIDTH)
-        k_rows = tl.load(_tile(k + batch * kb + head * kh, first_k, kl, kd, KEYS, WIDTH), mask=live, other=0.0)
-        v_rows = tl.load(_tile(v + batch * vb + head * vh, first_k, vl, vd, KEYS, WIDTH), mask=live, other=0.0)
-        scores = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee")
-        p = 1.0 / (1.0 + tl.exp2(tl.fma(scores, a, b)))
-        dp = tl.dot(g_rows, tl.trans(v_rows), input_precision="ieee")
-        ds = (p * (1.0 - p) * dp).to(k_rows.dtype)
-        sums = tl.dot(ds, k_rows, sums, input_precision="ieee")
-    dq_tile = _tile(dq + batch * dqb + head * dqh, first_q, dql, dqd, QUERIES, WIDTH)
-    tl.store(dq_tile, (sums * scale).to(dq.dtype.element_ty), mask=in_q)
+# The least number as bias under which `tanh.approx` serves. Its relative error of 2^-11 puts P off by up to
+# 2^-12 |tanh|, which at a score of 0 must stay within half a unit of P's own rounding.
+TANH_BIAS = {torch.bfloat16: -2.0, torch.float16: -1.0}
+SPLIT_DIM = 256  # above it the registers hold the sums of dK or those of dV, not both
 
 
 @dataclass(frozen=True)
@@ -173,14 +38,20 @@ class Launch:
     stages: int
 
 
-def launch_settings(kernel: str, itemsize: int, dim: int, len_q: int, len_k: int) -> Launch:
-    """Settings of `forward`, `backward_keys` or `backward_queries`, by heuristic.
+def launch_settings(
+    kernel: str, itemsize: int, dim: int, len_q: int, len_k: int, arch: int, masked: bool = False
+) -> Launch:
+    """Settings of a kernel (a name in KERNELS) on a GPU generation (90 for sm_90), by heuristic.
 
-    Tiles shrink as a row (`dim * itemsize` bytes) grows, so that one setting fits every target: at most the 99 KiB of
-    shared memory of sm_86, sm_89 and sm_120, and no register spills for 16-bit operands at D = 64
-    and 128; elsewhere at most 40 bytes a thread (`jmt_fast.kernels.aot` shows both). No tile is longer than needed.
+    Tiles shrink as a row (`dim * itemsize` bytes) grows. Those for 16-bit operands come in two sizes: one for the
+    227 KiB of shared memory and the wide matrix instructions of sm_90 and sm_100, one for the 99 KiB of sm_86, sm_89
+    and sm_120, which sm_80 takes too. `masked` (a mask of keys is given) needs registers of its own. With 16-bit
+    operands none spills (`jmt_fast.kernels.aot` shows it). No tile is longer than its sequence needs.
     """
-    launch = next(setting for limit, setting in _SETTINGS[kernel, itemsize == 4] if dim <= limit)
+    kind = "fp32" if itemsize == 4 else "large" if arch // 10 in (9, 10) else "small"
+    limit, launch = next(setting for setting in _SETTINGS[kernel, kind] if dim <= setting[0])
+    if masked:
+        launch = _MASKED.get((kernel, kind, limit), launch)
     return replace(launch, queries=_shortened(launch.queries, len_q), keys=_shortened(launch.keys, len_k))
 
 
@@ -196,30 +67,53 @@ def _shortened(rows: int, length: int) -> int:
     return rows
 
 
-# (kernel, operands are FP32): settings by the largest padded D they serve.
+# (kernel, kind): settings by the largest D they serve.
 _SETTINGS = {
-    ("forward", False): (
-        (64, Launch(128, 64, 8, 3)), (128, Launch(128, 64, 8, 2)), (256, Launch(64, 32, 8, 2)),
+    ("forward", "large"): (
+        (64, Launch(128, 128, 8, 3)), (128, Launch(128, 128, 8, 2)), (256, Launch(128, 64, 8, 2)),
+        (512, Launch(32, 32, 8, 2)),
+    ),
+    ("forward", "small"): (
+        (64, Launch(128, 64, 8, 3)), (128, Launch(128, 32, 8, 2)), (256, Launch(64, 32, 8, 2)),
         (512, Launch(32, 16, 8, 2)),
     ),
-    ("forward", True): (
+    ("forward", "fp32"): (
         (64, Launch(64, 32, 8, 1)), (128, Launch(32, 16, 8, 1)), (512, Launch(16, 16, 8, 1)),
     ),
-    ("backward_keys", False): (
-        (64, Launch(64, 64, 4, 2)), (128, Launch(64, 64, 8, 2)), (256, Launch(16, 32, 8, 1)),
+    ("backward_keys", "large"): (
+        (64, Launch(64, 128, 8, 2)), (128, Launch(32, 128, 8, 2)), (256, Launch(32, 32, 8, 2)),
+        (512, Launch(32, 32, 8, 1)),
+    ),
+    ("backward_keys", "small"): (
+        (64, Launch(64, 64, 8, 2)), (128, Launch(32, 64, 8, 2)), (256, Launch(16, 32, 8, 1)),
         (512, Launch(16, 16, 8, 1)),
     ),
-    ("backward_keys", True): (
+    ("backward_keys", "fp32"): (
         (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
     ),
-    ("backward_queries", False): (
-        (64, Launch(64, 64, 4, 2)), (128, Launch(64, 64, 8, 2)), (256, Launch(32, 32, 8, 1)),
+    ("backward_queries", "large"): (
+        (128, Launch(128, 64, 8, 2)), (256, Launch(64, 32, 8, 2)), (512, Launch(32, 16, 8, 2)),
+    ),
+    ("backward_queries", "small"): (
+        (64, Launch(128, 64, 8, 2)), (128, Launch(64, 64, 8, 2)), (256, Launch(32, 32, 4, 1)),
         (512, Launch(16, 16, 8, 1)),
     ),
-    ("backward_queries", True): (
+    ("backward_queries", "fp32"): (
         (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
+    ),
+    ("backward_whole", "large"): ((128, Launch(16, 16, 4, 1)), (512, Launch(16, 16, 8, 1))),
+    ("backward_whole", "small"): ((128, Launch(16, 16, 4, 1)), (512, Launch(16, 16, 8, 1))),
+    ("backward_whole", "fp32"): (
+        (128, Launch(16, 16, 4, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
     ),
 }  # fmt: skip
+# The same, by that largest D too, where a mask of keys is given and the setting above would spill.
+_MASKED = {
+    ("forward", "large", 128): Launch(128, 64, 8, 2),
+    ("forward", "large", 256): Launch(128, 32, 8, 2),
+    ("backward_keys", "large", 512): Launch(32, 16, 8, 1),
+    ("backward_queries", "small", 64): Launch(64, 64, 8, 2),
+}
 
 
 def launch_forward(
@@ -227,11 +121,11 @@ def launch_forward(
 ) -> None:
     """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0."""
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
-    launch = launch_settings("forward", q.element_size(), dim, len_q, len_k)
-    wrap_triton(_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
+    launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, _arch(q.device.index), valid is not None)
+    wrap_triton(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, out, *_options(q, bias, valid),
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *_valid_strides(valid),
-        heads, len_q, len_k, scale, shift, **_constants(launch, dim, bias, valid),
+        heads, len_q, len_k, scale, shift, **_constants(launch, q, bias, valid, shift),
     )  # fmt: skip
 
 
@@ -239,25 +133,45 @@ def launch_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, valid: Tensor | None, scale: float,
     shift: float, dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> None:  # fmt: skip
-    """Fill `dq`, `dk` and `dv` from `grad` (B, H, Lq, D): two deterministic passes, or one if a tile holds it all."""
+    """Fill `dq`, `dk` and `dv` from `grad` (B, H, Lq, D): deterministic passes, or a single one if a tile holds it all.
+
+    One pass over key tiles gives dK and dV (two passes, one for each, above D = SPLIT_DIM), one over query tiles dQ.
+    """
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     inputs = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     scalars = (*_valid_strides(valid), heads, len_q, len_k, scale, shift)
+    about = (q.element_size(), dim, len_q, len_k, _arch(q.device.index), valid is not None)
 
-    launch = launch_settings("backward_keys", q.element_size(), dim, len_q, len_k)
-    whole = len_q <= launch.queries and len_k <= launch.keys
-    wrap_triton(_backward_keys)[(batch * heads * triton.cdiv(len_k, launch.keys),)](
-        q, k, v, grad, dq, dk, dv, *_options(q, bias, valid),
-        *inputs, *dq.stride(), *dk.stride(), *dv.stride(), *scalars,
-        **_constants(launch, dim, bias, valid), WHOLE=whole,
-    )  # fmt: skip
-    if whole:
+    launch = launch_settings("backward_whole", *about)
+    if len_q <= launch.queries and len_k <= launch.keys:
+        wrap_triton(sigmoid_attention_backward_whole)[(batch * heads,)](
+            q, k, v, grad, dq, dk, dv, *_options(q, bias, valid),
+            *inputs, *dq.stride(), *dk.stride(), *dv.stride(), *scalars,
+            **_constants(launch, q, bias, valid, shift),
+        )  # fmt: skip
         return
-    launch = launch_settings("backward_queries", q.element_size(), dim, len_q, len_k)
-    wrap_triton(_backward_queries)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
+    launch = launch_settings("backward_keys", *about)
+    for part in _parts(dim):
+        wrap_triton(sigmoid_attention_backward_keys)[(batch * heads * triton.cdiv(len_k, launch.keys),)](
+            q, k, v, grad, dk, dv, *_options(q, bias, valid), *inputs, *dk.stride(), *dv.stride(), *scalars,
+            **_constants(launch, q, bias, valid, shift), PART=part,
+        )  # fmt: skip
+    launch = launch_settings("backward_queries", *about)
+    wrap_triton(sigmoid_attention_backward_queries)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, grad, dq, *_options(q, bias, valid),
-        *inputs, *dq.stride(), *scalars, **_constants(launch, dim, bias, valid),
+        *inputs, *dq.stride(), *scalars, **_constants(launch, q, bias, valid, shift),
     )  # fmt: skip
+
+
+def _parts(dim: int) -> tuple[int, ...]:
+    """PART of each key pass."""
+    return (0,) if dim <= SPLIT_DIM else (1, 2)
+
+
+@cache
+def _arch(device: int | None) -> int:
+    """90 for sm_90: asked once a device, as the answer takes longer than a small launch."""
+    return 80 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch
 
 
 def _options(q: Tensor, bias: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -269,9 +183,64 @@ def _valid_strides(valid: Tensor | None) -> tuple[int, ...]:
     return (0, 0) if valid is None else valid.stride()
 
 
-def _constants(launch: Launch, dim: int, bias: Tensor | None, valid: Tensor | None) -> dict[str, int | bool]:
+def _constants(
+    launch: Launch, q: Tensor, bias: Tensor | None, valid: Tensor | None, shift: float
+) -> dict[str, int | bool]:
+    dim = int(q.shape[3])
+    tanh = bias is None and shift >= TANH_BIAS.get(q.dtype, math.inf) and not INTERPRETED.value
     return {
         "DIM": dim, "WIDTH": tile_width(dim), "QUERIES": launch.queries, "KEYS": launch.keys,
-        "HAS_BIAS": bias is not None, "HAS_VALID": valid is not None,
+        "HAS_BIAS": bias is not None, "HAS_VALID": valid is not None, "TANH": tanh,
         "num_warps": launch.warps, "num_stages": launch.stages,
     }  # fmt: skip
+
+
+SHAPES = ((8, 512), (4096, 16), (4096, 32), (4096, 64), (4096, 128), (4096, 256), (4096, 512))  # (L, D)
+KERNELS = {
+    "forward": sigmoid_attention_forward,
+    "backward_keys": sigmoid_attention_backward_keys,
+    "backward_queries": sigmoid_attention_backward_queries,
+    "backward_whole": sigmoid_attention_backward_whole,
+}
+
+
+def programs(arch: int) -> Iterator[Program]:
+    """What the launchers compile at SHAPES: a bare call, and one with a bias tensor and a mask of keys."""
+    for length, dim in SHAPES:
+        backward = ("backward_whole",) if length <= 8 else ("backward_keys", "backward_queries")
+        for dtype in ("bf16", "fp32"):
+            for full in (False, True):
+                for kernel in ("forward", *backward):
+                    for part in _parts(dim) if kernel == "backward_keys" else (0,):
+                        yield program(kernel, arch, dtype, length, dim, full, part)
+
+
+def program(kernel: str, arch: int, dtype: str, length: int, dim: int, full: bool, part: int = 0) -> Program:
+    """One program of KERNELS for sequences of `length` on both sides; `full`: with a bias tensor and a mask of keys."""
+    function, itemsize = KERNELS[kernel], 4 if dtype == "fp32" else 2
+    launch = launch_settings(kernel, itemsize, dim, length, length, arch, full)
+    constants: dict[str, Any] = {
+        "DIM": dim, "WIDTH": tile_width(dim), "QUERIES": launch.queries, "KEYS": launch.keys,
+        "HAS_BIAS": full, "HAS_VALID": full, "TANH": not full and itemsize == 2,
+    }  # fmt: skip
+    if kernel == "backward_keys":
+        constants["PART"] = part
+    types: dict[str, str] = {}
+    for name in function.arg_names:
+        if name in ("scale", "shift"):
+            types[name] = "fp32"
+        elif name in ("bias", "valid"):
+            types[name] = {"bias": "*fp32", "valid": "*i1"}[name] if full else f"*{dtype}"
+        elif name in ("q", "k", "v", "grad", "out", "dq", "dk", "dv"):
+            types[name] = f"*{dtype}"
+        elif name == "valid_l" or name in ("qd", "kd", "vd", "gd", "od", "dqd", "dkd", "dvd"):
+            constants[name] = 1
+        elif name not in constants:
+            types[name] = "i32"
+    aligned = frozenset(name for name in types if name not in ("scale", "shift", "heads", "len_q", "len_k"))
+    shape = f"L {length} D {dim} {launch.queries}x{launch.keys} {'bias, mask' if full else 'bare'}"
+    shape += ("", " dV", " dK")[part]
+    return Program(
+        "sigmoid_attention", kernel, dtype, shape, function, types, constants, aligned, launch.warps, launch.stages,
+        matrix=dtype != "fp32",
+    )  # fmt: skip

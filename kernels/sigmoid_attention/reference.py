@@ -15,8 +15,8 @@ def sigmoid_attention_reference(
     has the dtype of `q`. Nothing is validated here.
     """
     with torch.autocast(q.device.type, enabled=False):
-        q32, k32, v32 = _widened(q), _without_masked(_widened(k), valid), _without_masked(_widened(v), valid)
-        return (_weights(q32, k32, scale, bias) @ v32).to(q.dtype)
+        q32, k32, v32 = widened(q), without_masked(widened(k), valid), without_masked(widened(v), valid)
+        return (_weights(q32, k32, scale, bias, valid) @ v32).to(q.dtype)
 
 
 def sigmoid_attention_backward_reference(
@@ -28,24 +28,27 @@ def sigmoid_attention_backward_reference(
     be summed over a row before dS is known, as softmax needs.
     """
     with torch.autocast(q.device.type, enabled=False):
-        grad32, q32 = _widened(grad), _widened(q)
-        k32, v32 = _without_masked(_widened(k), valid), _without_masked(_widened(v), valid)
-        p = _weights(q32, k32, scale, bias)  # (B, H, Lq, Lk)
+        grad32, q32 = widened(grad), widened(q)
+        k32, v32 = without_masked(widened(k), valid), without_masked(widened(v), valid)
+        p = _weights(q32, k32, scale, bias, valid)  # (B, H, Lq, Lk)
         ds = p * (1 - p) * (grad32 @ v32.mT) * scale
         dq, dk, dv = ds @ k32, ds.mT @ q32, p.mT @ grad32
-        dk, dv = _without_masked(dk, valid), _without_masked(dv, valid)
+        dk, dv = without_masked(dk, valid), without_masked(dv, valid)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """In FP32, or FP64 if it is that already."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _without_masked(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Zero rows of a (B, H, Lk, D) tensor for masked keys: a zero V row cancels its weight, and a NaN goes nowhere."""
+def without_masked(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zero rows of a (B, H, Lk, D) tensor for masked keys, so that nothing they hold is ever multiplied."""
     return x if valid is None else x.masked_fill(~valid[:, None, :, None], 0)
 
 
-def _weights(q: Tensor, k: Tensor, scale: float, bias: float | Tensor) -> Tensor:
+def _weights(q: Tensor, k: Tensor, scale: float, bias: float | Tensor, valid: Tensor | None) -> Tensor:
+    """P (B, H, Lq, Lk), 0 for masked keys: over a zero row an infinite query would otherwise have the weight NaN."""
     shift = bias.to(q.dtype)[:, None, None, None] if isinstance(bias, Tensor) else bias
-    return torch.sigmoid(q @ k.mT * scale + shift)
+    p = torch.sigmoid(q @ k.mT * scale + shift)
+    return p if valid is None else p.masked_fill(~valid[:, None, None, :], 0)

@@ -31,8 +31,13 @@ def make_video() -> Callable[..., Path]:
     `timestamps` are seconds; `sound` is float (N,) at 16 kHz, stored uncompressed from `sound_start` seconds on.
     """
 
-    def make(path: Path, levels: list[int], timestamps: list[float], sound: np.ndarray | None = None,
-             sound_start: float = 0.0) -> Path:
+    def make(
+        path: Path,
+        levels: list[int],
+        timestamps: list[float],
+        sound: np.ndarray | None = None,
+        sound_start: float = 0.0,
+    ) -> Path:
         with av.open(str(path), "w", format="mov") as container:
             stream = container.add_stream("mjpeg", rate=30)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"

@@ -23,8 +23,13 @@ def oracle(labels: np.ndarray, stamps: np.ndarray, time: float, mode: str, lag: 
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(STRIDES), st.sampled_from(["end", "mean"]),
-       st.sampled_from([0.0, 0.2, 1.0, -0.3, 100.0]), st.sampled_from([1, 3, 30, 200]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(STRIDES),
+    st.sampled_from(["end", "mean"]),
+    st.sampled_from([0.0, 0.2, 1.0, -0.3, 100.0]),
+    st.sampled_from([1, 3, 30, 200]),
+)
 def test_labels_match_the_oracle(seed: int, stride: int, mode: str, lag: float, widest: int) -> None:
     rng = np.random.default_rng(seed)
     stamps = np.cumsum(rng.integers(1, widest + 1, rng.integers(1, 120))) / 90

@@ -39,7 +39,12 @@ def test_timestamps_and_frames_are_the_videos(video: Path) -> None:
         assert frame.dtype == np.uint8
         assert abs(float(frame.mean()) - LEVELS[index]) < 25  # black may come as 16 by the choice of range
     assert [round(float(frame.mean()) / 40) for _, frame in opened.frames([1, 2, 3, 4, 5]) if frame is not None] == [
-        1, 2, 3, 4, 5]
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_crops_replace_the_frames_and_missing_ones_are_none(video: Path, tmp_path: Path, make_crops: Make) -> None:
@@ -118,3 +123,23 @@ def test_an_affwild2_folder_opens(tmp_path: Path, make_video: Make, make_crops: 
     opened = OpenRecording(recording)
     assert [index for index, frame in opened.frames(range(7)) if frame is not None] == [2]
     np.testing.assert_allclose(opened.labels()[:, 0], np.arange(7) / 10, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*annotation from")
+def test_a_table_with_times_is_laid_on_the_frames(tmp_path: Path, make_video: Make) -> None:
+    """Its 0 is where the file begins: with the first frame, or with the sound before it."""
+    csv = tmp_path / "trace.csv"
+    csv.write_text("time,valence,arousal\n" + "".join(f"{i / 10},{i / 100},{-i / 100}\n" for i in range(16)))
+    for name, start, begin in (("v", None, 0.5), ("e", 0.25, 0.25)):
+        sound = None if start is None else np.zeros(16_000)
+        video = make_video(tmp_path / f"{name}.mov", LEVELS, TIMES, sound=sound, sound_start=start or 0)
+        opened = OpenRecording(Recording(name, video, csv))
+        assert opened.begin == pytest.approx(begin, abs=1e-4)
+        labels = opened.labels()
+        np.testing.assert_allclose(labels[:, 0], (np.array(TIMES) - begin) / 10, atol=1e-5)
+        np.testing.assert_allclose(labels[:, 1], -(np.array(TIMES) - begin) / 10, atol=1e-5)
+
+
+def test_a_folder_without_a_rate_has_no_clock(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="give `fps` in the manifest"):
+        OpenRecording(Recording("x", tmp_path))

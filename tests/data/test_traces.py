@@ -30,8 +30,13 @@ def test_one_clip_covers_all_frames() -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 25), st.integers(1, 25),
-       st.sampled_from(["uniform", "median"]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 60),
+    st.integers(1, 25),
+    st.integers(1, 25),
+    st.sampled_from(["uniform", "median"]),
+)
 def test_smoothing_matches_a_loop(seed: int, frames: int, valence: int, arousal: int, kind: str) -> None:
     trace = np.random.default_rng(seed).uniform(-1, 1, (frames, 2)).astype(np.float32)
     result = smooth(trace, (valence, arousal), kind=kind)

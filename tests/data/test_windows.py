@@ -88,7 +88,7 @@ def test_a_block_of_clips_holds_exactly_its_sequences(count: int, stride: int, l
     rows = sequences(count, stride, length)
     block = phases * length
     for number in range(-(-count // block)):
-        own = rows[number * phases:(number + 1) * phases]
+        own = rows[number * phases : (number + 1) * phases]
         clips = np.arange(number * block, min((number + 1) * block, count))
         np.testing.assert_array_equal(np.sort(own[own >= 0]), clips)
 

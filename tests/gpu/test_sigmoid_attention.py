@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jmt_fast.kernels import sigmoid_attention
+from jmt_fast.kernels import sigmoid_attention, sigmoid_attention_reference
 from jmt_fast.kernels.sigmoid_attention.kernel import launch_backward, launch_forward
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,24 +47,35 @@ class Case:
 SMALL = [
     Case(2, 1, 1, 1, 16),
     Case(2, 1, 8, 8, 512, bias="-log_n", masked=True),  # JMT's own shape: one tile, one backward pass
+    Case(2, 1, 16, 16, 48, bias=-2.7),
     Case(1, 2, 7, 13, 20, bias=-0.7, masked=True, layout="sequence_first"),
     Case(2, 2, 13, 7, 33, bias=0.5, layout="expanded"),
     Case(2, 1, 60, 63, 64, bias="-log_n", masked=True, layout="sliced"),
     Case(1, 1, 100, 64, 32, masked=True, layout="dim_first"),
     Case(1, 1, 16, 100, 128, bias="-log_n", masked=True),
+    Case(1, 1, 64, 64, 16, bias=-4.2),  # tiles without a rest
+    Case(1, 1, 63, 60, 256, bias="-log_n"),
+    Case(1, 1, 17, 40, 512, bias=-3.0, masked=True),  # dK and dV in passes of their own
 ]
 HALF = [replace(case, dtype=torch.float16) for case in SMALL] + [
     Case(1, 1, 100, 100, 128, torch.float16, bias="-log_n", masked=True),
-    Case(1, 1, 63, 60, 256, torch.float16),
+    Case(1, 1, 200, 300, 64, torch.float16, bias=-5.7),
 ]
 LARGE = [
-    Case(2, 2, n, n, dim, dtype, bias="-log_n", masked=True)
+    Case(2, 2, n, n, dim, dtype, bias="-log_n", masked=masked)
     for n in (1000, 4096)
     for dim in (64, 128)
+    for masked in (False, True)
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
 ]
+WIDE = [
+    Case(1, 1, 1000, 1000, dim, dtype, bias=bias, masked=masked)
+    for dim in (16, 32, 256, 512)
+    for bias, masked in ((0.0, False), (-math.log(1000), True))
+    for dtype in (torch.bfloat16, torch.float16)
+]
 BFLOAT = [replace(case, dtype=torch.bfloat16) for case in HALF]
-CASES = SMALL + HALF + ([] if INTERPRETED else BFLOAT + LARGE)
+CASES = SMALL + HALF + ([] if INTERPRETED else BFLOAT + LARGE + WIDE)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -160,6 +171,48 @@ def test_public_function_gives_the_launchers_numbers_and_the_same_ones_again() -
     direct = torch.full_like(q, math.nan)
     launch_forward(q, k, v, None, valid, 0.125, -math.log(300), direct)
     assert torch.equal(direct, runs[0][0])
+
+
+def test_infinite_and_nan_inputs_spoil_what_they_spoil_in_the_formula() -> None:
+    q, k, v = (torch.randn(1, 2, 21, 16, device=DEVICE) for _ in range(3))
+    k[..., 0] = k[..., 0].abs() + 0.1
+    q[0, 0, 3, 2] = math.nan
+    q[0, 0, 7] = torch.tensor([math.inf] + 15 * [0.0])  # every weight is 1, past the end of the keys too if it counted
+    v[0, 1, 2, 5] = math.inf
+    valid = torch.ones(1, 21, device=DEVICE, dtype=torch.bool)
+    valid[0, 4] = False
+    for mask in (None, valid):
+        expected = sigmoid_attention_reference(q, k, v, valid=mask)
+        assert expected[0, 0, 7].isfinite().all() and expected[0, 0, 3].isnan().all()
+        found = torch.empty_like(q)
+        launch_forward(q, k, v, None, mask, 1.0, 0.0, found)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_a_key_row_is_not_spoiled_by_queries_past_the_end() -> None:
+    q, k, v, grad = (torch.randn(1, 1, 21, 16, device=DEVICE) for _ in range(4))
+    q[..., 0] = q[..., 0].abs() + 0.1
+    k[0, 0, 7] = torch.tensor([math.inf] + 15 * [0.0])
+    dq, dk, dv = (torch.empty_like(q) for _ in range(3))
+    launch_backward(grad, q, k, v, None, None, 1.0, 0.0, dq, dk, dv)
+    torch.testing.assert_close(dv[0, 0, 7], grad[0, 0].sum(0))  # its weights are all 1
+    assert dk.isfinite().all() and dv.isfinite().all()
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", ["tensor", "number"])
+def test_small_weights_keep_their_digits(dtype: torch.dtype, bias: str) -> None:
+    """At L = 4096 under the default bias P is about 2.4e-4: an absolute error of that size (`tanh.approx`) would show
+    in a sum over one sign. The error of each element is held against that element."""
+    length = 4096
+    q, k = (torch.randn(1, 2, length, 64, device=DEVICE).to(dtype) for _ in range(2))
+    v = (torch.rand(1, 2, length, 64, device=DEVICE) + 0.5).to(dtype)
+    shift = -math.log(length)
+    offset = torch.full((1,), shift, device=DEVICE) if bias == "tensor" else shift
+    found = sigmoid_attention(q, k, v, 0.125, offset)
+    truth = torch.sigmoid(q.double() @ k.double().mT * 0.125 + shift) @ v.double()
+    assert ((found - truth).abs() / truth).max() <= 3 * torch.finfo(dtype).eps
 
 
 @needs_cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,47 +13,82 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
 from jmt_fast.kernels import aot, sigmoid_attention
+from jmt_fast.kernels.program import Program
+from jmt_fast.kernels.sigmoid_attention.kernel import KERNELS, program
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+COUNT = 3  # programs of an op that are compiled here for one GPU; `python -m jmt_fast.kernels.aot` compiles all
 
 
-@pytest.mark.parametrize("kernel", aot.KERNELS)
-@pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("arch", INSTRUCTION)
-def test_no_spills_and_the_archs_own_matrix_instruction(arch: int, dim: int, kernel: str) -> None:
-    found = aot.compile_one(kernel, arch, "bf16", 4096, dim)
-    assert found.spills == 0
-    assert 0 < found.registers <= 255
-    assert found.fits, f"{found.shared} bytes of shared memory"
+@pytest.mark.parametrize("arch", [90, 120])
+@pytest.mark.parametrize("op", aot.OPS)
+def test_programs_run_well_on_their_gpu(op: str, arch: int) -> None:
+    chosen = list(aot.programs(arch, op))
+    assert chosen, f"{op} names no programs"
+    chosen.sort(key=lambda p: p.dtype == "fp32")  # 16-bit operands first: their registers are the tight ones
+    half = [p for p in chosen if p.dtype != "fp32"] or chosen
+    for picked in (*half[:: max(1, len(half) // (COUNT - 1))][: COUNT - 1], chosen[-1]):
+        found = aot.compile_one(picked, arch)
+        assert not found.faults, f"{picked.kernel} {picked.dtype} {picked.shape}: {found.faults}"
+        assert 0 < found.registers <= 255
+        assert found.matrix or not picked.matrix
+
+
+@pytest.mark.parametrize(
+    ("arch", "dim", "kernel"),
+    [(90, dim, kernel) for dim in (64, 128) for kernel in ("forward", "backward_keys", "backward_queries")]
+    + [(80, 64, "forward"), (100, 64, "forward")],
+)
+def test_large_tiles_use_the_archs_own_matrix_instruction(arch: int, dim: int, kernel: str) -> None:
+    found = aot.compile_one(program(kernel, arch, "bf16", 4096, dim, full=False), arch)
+    assert not found.faults
     assert INSTRUCTION[arch] in found.matrix
 
 
-@pytest.mark.parametrize("kernel", aot.KERNELS)
-@pytest.mark.parametrize(("dtype", "length"), [("bf16", 8), ("fp32", 64)])
-def test_the_widest_head_fits_the_smallest_shared_memory(kernel: str, dtype: str, length: int) -> None:
-    found = aot.compile_one(kernel, 120, dtype, length, 512)
-    assert found.fits, f"{found.shared} bytes of shared memory"
-    assert found.spills == 0
-    assert found.matrix == (("mma",) if dtype == "bf16" else ()), "FP32 is computed in IEEE arithmetic, not TF32"
+def test_fp32_is_computed_in_ieee_arithmetic() -> None:
+    found = aot.compile_one(program("forward", 90, "fp32", 4096, 64, full=True), 90)
+    assert found.matrix == (), "TF32"
 
 
-@pytest.mark.parametrize("kernel", aot.KERNELS)
+def test_the_sigmoid_of_the_host_s_choice() -> None:
+    """One special operation without a bias tensor, two with one; FP32 never takes the coarse one."""
+    for dtype, full, expected in (("bf16", False, True), ("bf16", True, False), ("fp32", False, False)):
+        described = program("forward", 90, dtype, 64, 64, full)
+        compiled = triton.compile(aot._source(described), target=GPUTarget("cuda", 90, 32))
+        ptx = compiled.asm["ptx"]
+        assert ("tanh.approx.f32" in ptx) == expected
+        assert ("rcp.approx.ftz.f32" in ptx and "ex2.approx" in ptx) != expected
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_arguments_equal_to_one(kernel: str) -> None:
     """Triton turns an integer argument that is 1 into a constant: another program, for one head and one clip."""
-    ones = {name: 1 for name in aot.KERNELS[kernel].arg_names if name in ("heads", "len_q", "len_k")}
-    constants = {"DIM": 20, "WIDTH": 32, "QUERIES": 16, "KEYS": 16, "HAS_BIAS": False, "HAS_VALID": False, **ones}
-    if kernel == "backward_keys":
-        constants["WHOLE"] = True
-    compiled = triton.compile(
-        aot._source(aot.KERNELS[kernel], "fp16", constants), target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}
-    )
-    assert "mma.sync" in compiled.asm["ptx"]
+    described = program(kernel, 90, "fp16", 8, 20, full=False)
+    names = {"heads", "len_q", "len_k"}
+    types = {name: kind for name, kind in described.types.items() if name not in names}
+    constants = {**described.constants, **dict.fromkeys(names, 1)}
+    assert aot.compile_one(replace(described, types=types, constants=constants), 90).matrix == ("mma",)
 
 
-@pytest.mark.parametrize(("length", "passes"), [(8, 1), (100, 2)])
+def described_product(rows: int, warps: int, width: int = 64) -> Program:
+    """Sigmoid attention's forward kernel with a tile of the caller's choice."""
+    described = program("forward", 90, "bf16", 4096, width, full=False)
+    return replace(described, constants={**described.constants, "QUERIES": rows, "KEYS": 32}, warps=warps)
+
+
+def test_faults_are_found() -> None:
+    assert not aot.compile_one(described_product(64, 4), 90).missed
+    older = aot.compile_one(described_product(64, 4), 80)  # sm_80 has no wgmma: the same products, all missed
+    assert set(older.missed) == {(64, 32), (64, 64)}
+    assert replace(older, arch=90).faults == ["no wgmma for 64x32, 64x64, 64x32, 64x64"]
+    assert replace(older, shared=99 * 1024 + 1, arch=120).faults == ["over 99 KiB of shared memory"]
+    assert replace(older, matrix=()).faults == ["no matrix instruction"]
+
+
+@pytest.mark.parametrize(("length", "dim", "launches"), [(8, 512, 1), (100, 256, 2), (100, 512, 3)])
 def test_the_compiler_sees_the_launches_and_what_they_write(
-    length: int, passes: int, monkeypatch: pytest.MonkeyPatch
+    length: int, dim: int, launches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hopper:
         """Stands in for the driver that a machine without a GPU lacks: tracing asks it for the target only."""
@@ -68,7 +104,7 @@ def test_the_compiler_sees_the_launches_and_what_they_write(
         return make_boxed_func(graph.forward)
 
     with FakeTensorMode():
-        q, k, v, grad = (torch.empty(2, 1, length, 512, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+        q, k, v, grad = (torch.empty(2, 1, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(4))
         bias, valid = torch.empty(2, device="cuda"), torch.empty(2, length, device="cuda", dtype=torch.bool)
         aot_function(lambda *x: sigmoid_attention(*x[:3], 0.1, *x[3:]), keep)(q, k, v, bias, valid)
         backward = torch.ops.jmt_fast.sigmoid_attention_backward
@@ -76,14 +112,20 @@ def test_the_compiler_sees_the_launches_and_what_they_write(
     forward, backward_code = graphs
     assert re.findall(r"tensors_to_clone = (\[.*?\])", forward) == ["['out']"]
     written = re.findall(r"tensors_to_clone = (\[.*?\])", backward_code)
-    assert written == (["['dq', 'dk', 'dv']"] if passes == 1 else ["['dk', 'dv']", "['dq']"])
+    expected = {1: ["['dq', 'dk', 'dv']"], 2: ["['dk', 'dv']", "['dq']"], 3: ["['dv']", "['dk']", "['dq']"]}
+    assert written == expected[launches]
     assert not re.search(r"\b(sigmoid|bmm)\b", forward + backward_code)  # no score matrix in memory
 
 
 def test_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["aot", "--arch", "90", "--dtype", "bf16"])
-    monkeypatch.setattr(aot.resources, "__defaults__", (*aot.resources.__defaults__[:2], ((8, 512),), ("forward",)))
-    with pytest.raises(SystemExit) as done:
-        aot.main()
-    assert done.value.code == 0
-    assert re.search(r"forward +sm_90 +bf16 +8 +512 +16x16", capsys.readouterr().out)
+    good, bad = program("forward", 90, "bf16", 8, 512, full=False), described_product(128, 2, 128)
+    for chosen, status in (([good], 0), ([good, bad], 1)):
+        monkeypatch.setattr("sys.argv", ["aot", "--arch", "80", "--op", "sigmoid_attention"])
+        monkeypatch.setattr(aot, "programs", lambda arch, op, chosen=chosen: chosen)
+        with pytest.raises(SystemExit) as done:
+            aot.main()
+        assert done.value.code == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["op", "kernel", "arch", "dtype"]
+    assert re.search(r"^sigmoid_attention +forward +sm_80 +bf16 +L 8 D 512 16x16 bare", lines[1])
+    assert lines[-1].endswith("spills")

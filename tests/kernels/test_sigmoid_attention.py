@@ -173,20 +173,45 @@ def test_compiles_without_a_break_forward_and_backward() -> None:
         torch.testing.assert_close(x, y, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_exports_with_any_batch_and_length() -> None:
+@pytest.mark.parametrize("length", [8, 1100], ids=["short", "long"])
+def test_exports_with_any_batch_and_length(length: int) -> None:
     class Attention(torch.nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
             return sigmoid_attention(q, k, v, 0.2, -1.0, valid)
 
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    q, k, v = draw(8, 8)
-    sizes = {0: batch, 2: length}
+    batch, any_length = torch.export.Dim("batch"), torch.export.Dim("length")
+    q, k, v = draw(length, length)
+    sizes = {0: batch, 2: any_length}
     program = torch.export.export(
-        Attention(), (q, k, v, torch.ones(2, 8) > 0), dynamic_shapes=(sizes, sizes, sizes, {0: batch, 1: length})
-    )
+        Attention(),
+        (q, k, v, torch.ones(2, length) > 0),
+        dynamic_shapes=(sizes, sizes, sizes, {0: batch, 1: any_length}),
+    ).run_decompositions()
     longer = [torch.randn(5, 3, 21, 16) for _ in range(3)]
     valid = torch.rand(5, 21) < 0.7
     torch.testing.assert_close(program.module()(*longer, valid), sigmoid_attention(*longer, 0.2, -1.0, valid))
+
+
+def test_a_package_of_inductor_loads_in_a_fresh_process(tmp_path: Path) -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+            return sigmoid_attention(q * 2, k, v, 0.2, -1.0, valid).relu()
+
+    inputs = (*draw(8, 8), torch.rand(2, 8) < 0.7)
+    program = torch.export.export(Attention(), inputs)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "attention.pt2"))
+    torch.save((inputs, Attention()(*inputs)), tmp_path / "numbers.pt")
+    code = (
+        "import sys, torch\n"
+        "inputs, expected = torch.load(sys.argv[2])\n"
+        "found = torch._inductor.aoti_load_package(sys.argv[1])(*inputs)\n"
+        "torch.testing.assert_close(found, expected)\n"
+        "assert expected.any() and not any(name.startswith('jmt_fast') for name in sys.modules)\n"
+        "print('same')"
+    )
+    command = [sys.executable, "-c", code, package, str(tmp_path / "numbers.pt")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "same", done.stderr
 
 
 def test_works_without_triton() -> None:
@@ -198,5 +223,5 @@ def test_works_without_triton() -> None:
         "sigmoid_attention(x, x, x).sum().backward()\n"
         "print(x.grad.isfinite().all().item())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "True", done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,12 @@ from jmt_fast.models.folded import FoldedFusion
 from jmt_fast.runtime import Runtime
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """All models share one `forward`: without this the tests together would exceed the limit of recompilations."""
+    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def test_outputs_and_every_gradient(both, draw, masked):
         output = network(a, v, valid if masked else None)
         (output * weight).sum().backward()
         found[name] = {"output": output, "embed": network.embed(a, v, valid if masked else None)}
-        found[name] |= {name: parameter.grad for name, parameter in network.named_parameters()}
+        found[name] |= network.named_gradients()
         found[name] |= {"audio": a.grad, "visual": v.grad}
     for name, expected in found["reference"].items():
         actual = found["model"][name]
@@ -47,7 +55,7 @@ def test_outputs_and_every_gradient(both, draw, masked):
 
 def test_state_dicts_are_interchangeable(both):
     reference, model = both
-    assert list(reference.state_dict()) == list(model.state_dict())
+    assert list(reference.state_dict()) == list(model.state_dict()) == list(model.named_gradients())
     other = ReferenceJMT(model.config)
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(p, q) for p, q in zip(other.parameters(), reference.parameters(), strict=True))
@@ -75,32 +83,93 @@ def test_autocast(both, draw):
     assert (output - exact).abs().max() < 0.05 * exact.abs().max() + 0.01
 
 
-@pytest.mark.parametrize("name", ["jmt", "jmt, self_attention", "abaw6"])
-def test_traced_in_one_graph(name, variants, draw):
+@pytest.mark.parametrize("length", [129, 140])
+@pytest.mark.parametrize("name", ["jmt", "jmt, 4 heads, wider visual", "softmax, key"])
+def test_longer_than_one_tile(name, length, variants, draw, shaken):
+    """The other path, on both sides of the limit."""
+    reference = shaken(ReferenceJMT(variants[name])).double()
+    model = JMT(variants[name]).double()
+    model.load_state_dict(reference.state_dict())
+    audio, visual, valid = draw(model.config, 2, length)
+    for network in (reference, model):
+        network(audio.double(), visual.double(), valid).sum().backward()
+    for cut in (length, 128):
+        batch = (audio.double()[:, :cut], visual.double()[:, :cut], valid[:, :cut])
+        torch.testing.assert_close(model(*batch), reference(*batch))
+    gradients = model.named_gradients()
+    for name, expected in reference.named_gradients().items():
+        torch.testing.assert_close(gradients[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, 8), (3, 0), (1, 1)])
+def test_empty_and_tiny_batches(both, batch, length):
+    reference, model = both
+    config = model.config
+    inputs = torch.randn(batch, length, config.dim), torch.randn(batch, length, config.visual_dim)
+    torch.testing.assert_close(model(*inputs), reference(*inputs), rtol=1e-4, atol=1e-5)
+    model(*inputs).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["jmt", "jmt, self_attention", "abaw6", "jmt, 4 heads, wider visual", "concat"])
+@pytest.mark.parametrize("low", [False, True])
+def test_forward_and_backward_are_traced_in_one_graph(name, low, variants, draw):
     model = JMT(variants[name])
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
-    audio, visual, valid = draw(model.config)
-    torch.testing.assert_close(compiled(audio, visual, valid), model(audio, visual, valid))
-
-
-def test_backward_is_traced_too(draw):
-    model = JMT(JMTConfig(dim=16, ff_dim=16, visual_dim=16))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    audio, visual, valid = draw(model.config)
-    model(audio, visual, valid).sum().backward()
-    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    compiled(audio, visual, valid).sum().backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+    batch = draw(model.config)
+    found = []
+    for network in (model, compiled):
+        model.zero_grad()  # sets gradients to None, so that those kept stay
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            output = network(*batch)
+        output.sum().backward()
+        found.append({"output": output, **model.named_gradients()})
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("name", ["jmt", "abaw6, self_attention"])
+def test_exported(name, variants, draw):
+    model = JMT(variants[name]).eval()
+    batch = draw(model.config)
+    exported = torch.export.export(model, batch)
+    torch.testing.assert_close(exported.module()(*batch), model(*batch))
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor(draw):
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_compiled_by_inductor(mode, draw):
+    """Forward and backward; `max-autotune` breaks nothing."""
     model = JMT(JMTConfig(dim=16, ff_dim=16, visual_dim=16))
-    audio, visual, valid = draw(model.config)
-    compiled = torch.compile(model, fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(audio, visual, valid), model(audio, visual, valid))
+    batch = draw(model.config)
+    found = []
+    for network in (model, torch.compile(model, fullgraph=True, dynamic=False, mode=mode)):
+        model.zero_grad()
+        output = network(*batch)
+        output.sum().backward()
+        found.append({"output": output, **model.named_gradients()})
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_package_loads_in_a_fresh_process(draw, tmp_path):
+    """An AOTInductor package needs no code of ours."""
+    model = JMT(JMTConfig(dim=16, ff_dim=16, visual_dim=16)).eval()
+    batch = draw(model.config)
+    with torch.no_grad():
+        exported = torch.export.export(model, batch)
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "jmt.pt2"))
+        torch.save((batch, model(*batch)), tmp_path / "data.pt")
+    code = """
+import sys, torch
+batch, expected = torch.load(sys.argv[2])
+torch.testing.assert_close(torch._inductor.aoti_load_package(sys.argv[1])(*batch), expected)
+assert not any(name.startswith("jmt_fast") for name in sys.modules)
+"""
+    arguments = [sys.executable, "-c", code, package, str(tmp_path / "data.pt")]
+    shown = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert shown.returncode == 0, shown.stderr
 
 
 def test_head_dropout_acts_in_training_only(draw):
@@ -132,7 +201,7 @@ def test_prepared_copy(config, draw, shaken, precision):
 
 
 def test_folding_is_exact(config, draw, shaken):
-    if config.heads > 1 or config.fusion in ("audio", "visual", "concat"):
+    if config.fusion in ("audio", "visual", "concat"):
         pytest.skip("nothing to fold")
     reference = shaken(ReferenceJMT(config)).double()
     audio, visual, valid = draw(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,13 @@ from nvidia.dali import Pipeline, fn
 from jmt_fast.config import FrameConfig
 from jmt_fast.data.graph import ops
 from jmt_fast.errors import MediaError
+from jmt_fast.media.route import nvdec, route
 
 if TYPE_CHECKING:
     from jmt_fast.media import MediaInfo
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")
-GPU_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
-PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # 10-bit H.264 and AV1 and 4:2:2 are beyond NVDEC up to Hopper
+PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 TIME_TOLERANCE = 2e-3  # seconds: Matroska keeps milliseconds, and two readers may round them differently
 AHEAD = 2  # blocks in flight: one is decoded while the other is used
 
@@ -30,20 +29,20 @@ def can_decode(info: MediaInfo, device: torch.device | str) -> tuple[bool, str]:
     It looks at the probe only. A stream that fails later all the same makes `decoded` raise MediaError.
     """
     device = torch.device(device)
-    codecs = GPU_CODECS if device.type == "cuda" else CPU_CODECS
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return False, "no CUDA device is available"
-    if device.type == "cuda" and not _nvdec_library():
-        return False, "libnvcuvid.so.1 (the NVDEC part of the NVIDIA driver) cannot be loaded"
-    if info.codec not in codecs:
-        return False, f"codec {info.codec} is not one of {', '.join(codecs)}"
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return False, "no CUDA device is available"
+        chosen = route(info, nvdec(torch.cuda.current_device() if device.index is None else device.index))
+        return chosen.gpu, chosen.reason
+    if info.codec not in CPU_CODECS:
+        return False, f"codec {info.codec} is not one of {', '.join(CPU_CODECS)}"
     if info.pixel_format not in PIXEL_FORMATS:
         return False, f"pixel format {info.pixel_format} is not 8-bit 4:2:0"
     if info.rotation % 360:
         return False, f"the video is rotated by {info.rotation} degrees"
     if not info.timed:
         return False, "the container has no presentation times"
-    return True, f"{info.codec} is decoded {'by NVDEC' if device.type == 'cuda' else 'by DALI on the CPU'}"
+    return True, f"{info.codec} is decoded by DALI on the CPU"
 
 
 def decoded(
@@ -118,11 +117,3 @@ def _verify(info: MediaInfo, first: int, numbers: np.ndarray, times: np.ndarray,
 
 def _host(batch: Any) -> np.ndarray:
     return np.asarray(batch.as_cpu().as_tensor())
-
-
-def _nvdec_library() -> bool:
-    try:
-        ctypes.CDLL("libnvcuvid.so.1")
-    except OSError:
-        return False
-    return True

@@ -6,23 +6,27 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
-from jmt_fast.data.manifest import CHALLENGE, SPLIT_FOLDERS, Recording, write_manifest
+from jmt_fast.data.layouts import CHALLENGE, SPLIT_FOLDERS
+from jmt_fast.data.manifest import Recording, write_manifest
 from jmt_fast.data.synthetic.faces import film
 from jmt_fast.data.synthetic.traces import write_script
 from jmt_fast.data.synthetic.voice import SAMPLE_RATE, speak
 from jmt_fast.errors import JMTError
 
 Progress = Callable[[int, int, str], None]
+Render = Callable[[Path, "Recipe", int], None]
 FOLDERS = {split: folder for folder, split in SPLIT_FOLDERS.items()}
 FOLDS = 5
 GENERATOR = 2  # raise it with any change of what a recipe gives: old and new videos must not mix in one folder
@@ -37,6 +41,7 @@ class Recipe:
     seed: int = 0
     size: int = 160
     fps: int = 30
+    layout: str = "plain"
 
     def check(self) -> None:
         """Raises JMTError for what cannot be rendered or encoded."""
@@ -77,18 +82,35 @@ def synthesise(
     process that was killed.
     """
     recipe = Recipe(videos, float(seconds), seed, size, fps)
+    out = Path(out)
+    recordings = [_recording(out, recipe, index) for index in range(videos)]
+    folders = [Path("videos"), *(Path(CHALLENGE, folder) for folder in FOLDERS.values())]
+    produce(out, recipe, folders, [each.video for each in recordings], render, workers, progress)
+    write_manifest(recordings, out / "manifest.csv")
+    return recordings
+
+
+def produce(
+    out: Path,
+    recipe: Recipe,
+    folders: Sequence[Path],
+    videos: Sequence[Path],
+    render: Render,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Make the `folders` below `out` and let `render(out, recipe, index)` make each of the `videos` that is not there.
+
+    Raises JMTError as `synthesise` does.
+    """
     recipe.check()
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 1:
         raise JMTError(f"synthetic data: workers={workers} is too small; give at least 1")
-    out = Path(out)
-    recordings = [_recording(out, recipe, index) for index in range(videos)]
     try:
-        _claim(out, recipe)
-        missing = [index for index, recording in enumerate(recordings) if not recording.video.exists()]
-        _render(out, recipe, missing, workers, progress)
-        write_manifest(recordings, out / "manifest.csv")
+        _claim(out, recipe, folders)
+        _render_missing(out, recipe, videos, render, workers, progress)
     except OSError as error:
         reason = error.strerror or str(error)
         remedy = "make room or pass another folder, finished videos are kept"
@@ -96,7 +118,6 @@ def synthesise(
     except BrokenProcessPool as error:
         remedy = "give fewer workers, finished videos are kept"
         raise JMTError(f"{out}: a rendering process was killed, perhaps for want of memory; {remedy}") from error
-    return recordings
 
 
 def _recording(out: Path, recipe: Recipe, index: int) -> Recording:
@@ -105,22 +126,26 @@ def _recording(out: Path, recipe: Recipe, index: int) -> Recording:
     return Recording(name, out / "videos" / f"{name}.mp4", annotation, split, fold=index % FOLDS)
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
+def _claim(out: Path, recipe: Recipe, folders: Sequence[Path]) -> None:
     """Make the folders; refuse one that holds another collection, whose videos would pass for this one's."""
-    path, text = out / "recipe.json", json.dumps({"generator": GENERATOR, **asdict(recipe)})
+    facts = {key: value for key, value in asdict(recipe).items() if key != "layout" or value != "plain"}
+    path, text = out / "recipe.json", json.dumps({"generator": GENERATOR, **facts})
     if path.exists() and path.read_text() != text:
         raise JMTError(f"{out}: holds another synthetic collection ({path.read_text()}); pass another folder")
-    for folder in (out / "videos", *(out / CHALLENGE / folder for folder in FOLDERS.values())):
-        folder.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        (out / folder).mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(text)
     temporary.replace(path)  # a full disk must not leave half a recipe, which would be refused from then on
 
 
-def _render(out: Path, recipe: Recipe, missing: list[int], workers: int, progress: Progress | None) -> None:
-    done = recipe.videos - len(missing)
+def _render_missing(
+    out: Path, recipe: Recipe, videos: Sequence[Path], render: Render, workers: int, progress: Progress | None
+) -> None:
+    missing = [index for index, video in enumerate(videos) if not video.exists()]
+    done = len(videos) - len(missing)
     if progress:
-        progress(done, recipe.videos, "")
+        progress(done, len(videos), "")
     if not missing:
         return
     # forkserver: a fork of a process that runs threads (PyTorch, DALI) may hang
@@ -131,7 +156,7 @@ def _render(out: Path, recipe: Recipe, missing: list[int], workers: int, progres
                 future.result()
                 done += 1
                 if progress:
-                    progress(done, recipe.videos, _recording(out, recipe, futures[future]).name)
+                    progress(done, len(videos), videos[futures[future]].stem)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -144,34 +169,66 @@ def render(out: Path, recipe: Recipe, index: int) -> None:
     script = write_script(round(recipe.seconds * recipe.fps), recipe.fps, rng)
     samples, mouth = speak(script, rng)
     assert recording.annotation is not None
-    rows = "".join(f"{valence:.4f},{arousal:.4f}\n" for valence, arousal in script.labels)
-    recording.annotation.write_text("valence,arousal\n" + rows.replace("-5.0000", "-5"))
-    temporary = recording.video.with_suffix(f".{os.getpid()}.part")
+    recording.annotation.write_text(annotation(script.labels))
+    encode(recording.video, recipe.fps, film(script, mouth, recipe.size, rng), samples)
+
+
+def annotation(labels: np.ndarray) -> str:
+    """The text of an annotation file of the VA Estimation Challenge, from labels (rows, 2)."""
+    rows = "".join(f"{valence:.4f},{arousal:.4f}\n" for valence, arousal in labels)
+    return "valence,arousal\n" + rows.replace("-5.0000", "-5")
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What a kind of file holds, in FFmpeg's names."""
+
+    container: str
+    video: str
+    options: dict[str, str]
+    audio: str
+
+
+MP4 = Coding("mp4", "libx264", {"preset": "veryfast", "crf": "18"}, "aac")
+AVI = Coding("avi", "mpeg4", {"qmin": "2", "qmax": "3", "b": "4M"}, "pcm_s16le")
+
+
+def encode(path: Path, fps: int, frames: Iterator[np.ndarray], samples: np.ndarray, coding: Coding = MP4) -> None:
+    """Frames (H, W, 3) uint8 and float32 samples (N,) into a video that is there whole or not at all.
+
+    Raises OSError.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.part")
     try:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            _encode(container, recipe, film(script, mouth, recipe.size, rng), samples)
-        temporary.replace(recording.video)
+        with av.open(str(temporary), "w", format=coding.container) as container:
+            _mux(container, fps, frames, samples, coding)
+        temporary.replace(path)
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _encode(
-    container: av.container.OutputContainer, recipe: Recipe, frames: Iterator[np.ndarray], samples: np.ndarray
+def _mux(
+    container: av.container.OutputContainer,
+    fps: int,
+    frames: Iterator[np.ndarray],
+    samples: np.ndarray,
+    coding: Coding,
 ) -> None:
-    video = container.add_stream("libx264", rate=recipe.fps, options={"preset": "veryfast", "crf": "18"})
-    video.width = video.height = recipe.size
+    first = next(frames)
+    video: Any = container.add_stream(coding.video, rate=fps, options=coding.options)
+    video.height, video.width = first.shape[:2]
     video.pix_fmt = "yuv420p"
     video.codec_context.thread_count = 1  # one process a core renders; and the same bits everywhere
-    audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+    audio: Any = container.add_stream(coding.audio, rate=SAMPLE_RATE, layout="mono")
     audio.codec_context.bit_rate = 96_000
     heard = 0
-    for number, picture in enumerate(frames):
+    for number, picture in enumerate(chain([first], frames)):
         frame = av.VideoFrame.from_ndarray(picture, "rgb24")
         frame.pts = number
         container.mux(video.encode(frame))
-        until = round((number + 1) / recipe.fps * SAMPLE_RATE)
+        until = round((number + 1) / fps * SAMPLE_RATE)
         sound = av.AudioFrame.from_ndarray(samples[None, heard:until], "fltp", "mono")
         sound.sample_rate, sound.time_base, sound.pts = SAMPLE_RATE, Fraction(1, SAMPLE_RATE), heard
         container.mux(audio.encode(sound))
