@@ -14,7 +14,7 @@ from jmt_fast.config import UNANNOTATED
 from jmt_fast.data.annotations import Annotation, read_annotation
 from jmt_fast.data.fit import Labels
 from jmt_fast.data.manifest import Recording
-from jmt_fast.errors import DataError
+from jmt_fast.errors import DataError, MediaError
 from jmt_fast.media import ImageFolder, MediaInfo, SoundReader, probe, select
 from jmt_fast.media.stills import Stills
 
@@ -33,7 +33,7 @@ class OpenRecording:
         self.stills: Stills | None = None
         if recording.video.is_dir():
             if recording.fps is None:
-                raise DataError(f"{recording.video}: a folder of pictures has no clock; give `fps` in the manifest")
+                raise MediaError(f"{recording.video}: a folder has no clock; give a video file, or `fps` in a manifest")
             self.stills = Stills(recording.video, recording.fps)
         self.info: MediaInfo = self.stills.info if self.stills else info or probe(recording.video)
 

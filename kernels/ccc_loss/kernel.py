@@ -28,13 +28,13 @@ SMALLEST = tl.constexpr(TINY)
 @triton.jit
 def _centred(values, live, count):
     """(mean, deviations) of the columns of a block; deviations are 0 where not live."""
-    largest = tl.max(tl.where(live, values, float("-inf")), 0)
+    largest = tl.max(tl.where(live, values, float("-inf")), 1)
     pivot = tl.where(count > 0, largest, 0.0)
-    deviation = tl.where(live, values - pivot[None, :], 0.0)
-    mean = tl.sum(deviation, 0) / tl.maximum(count, 1.0)
-    deviation = tl.where(live, deviation - mean[None, :], 0.0)
-    rest = tl.sum(deviation, 0) / tl.maximum(count, 1.0)  # the largest value lies far from the mean: round once more
-    return pivot + (mean + rest), tl.where(live, deviation - rest[None, :], 0.0)
+    deviation = tl.where(live, values - pivot[:, None], 0.0)
+    mean = tl.sum(deviation, 1) / tl.maximum(count, 1.0)
+    deviation = tl.where(live, deviation - mean[:, None], 0.0)
+    rest = tl.sum(deviation, 1) / tl.maximum(count, 1.0)  # the largest value lies far from the mean: round once more
+    return pivot + (mean + rest), tl.where(live, deviation - rest[:, None], 0.0)
 
 
 @triton.jit
@@ -65,13 +65,13 @@ def statistics(
     if HAS_VALID:
         live = live & (tl.load(valid + numbers * valid_n, mask=live, other=0) != 0)
     count = tl.sum(live.to(tl.float32), 0)
-    live = live[:, None] & inside[None, :]
-    x_rows = tl.load(x + numbers[:, None] * xn + columns[None, :] * xd, mask=live, other=0.0).to(tl.float32)
-    y_rows = tl.load(y + numbers[:, None] * yn + columns[None, :] * yd, mask=live, other=0.0).to(tl.float32)
-    difference = tl.sum(x_rows - y_rows, 0) / tl.maximum(count, 1.0)
+    live = live[None, :] & inside[:, None]
+    x_rows = tl.load(x + numbers[None, :] * xn + columns[:, None] * xd, mask=live, other=0.0).to(tl.float32)
+    y_rows = tl.load(y + numbers[None, :] * yn + columns[:, None] * yd, mask=live, other=0.0).to(tl.float32)
+    difference = tl.sum(x_rows - y_rows, 1) / tl.maximum(count, 1.0)
     mean_x, dx = _centred(x_rows, live, count)
     mean_y, dy = _centred(y_rows, live, count)
-    square, cross = tl.sum(dx * dx + dy * dy, 0), tl.sum(dx * dy, 0)
+    square, cross = tl.sum(dx * dx + dy * dy, 1), tl.sum(dx * dy, 1)
     if WHOLE:
         _finish(out, columns, inside, count, mean_x, mean_y, difference, square, cross, DIM)
     else:
@@ -87,11 +87,11 @@ def statistics(
 @triton.jit
 def _overall(means, weights, total):
     """(mean, deviations of the blocks' means from it), around the largest so that equal means deviate by exactly 0."""
-    pivot = tl.max(tl.where(weights > 0, means, float("-inf")), 0)
+    pivot = tl.max(tl.where(weights > 0, means, float("-inf")), 1)
     pivot = tl.where(total > 0, pivot, 0.0)
-    deviation = tl.where(weights > 0, means - pivot[None, :], 0.0)
-    mean = tl.sum(weights * deviation, 0) / tl.maximum(total, 1.0)
-    return pivot + mean, tl.where(weights > 0, deviation - mean[None, :], 0.0)
+    deviation = tl.where(weights > 0, means - pivot[:, None], 0.0)
+    mean = tl.sum(weights * deviation, 1) / tl.maximum(total, 1.0)
+    return pivot + mean, tl.where(weights > 0, deviation - mean[:, None], 0.0)
 
 
 @triton.jit
@@ -99,15 +99,15 @@ def combine(parts, out, blocks, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: 
     """One program: the parts (blocks, 6, D) of all blocks -> `out` (5, D)."""
     numbers, columns = tl.arange(0, BLOCKS), tl.arange(0, WIDTH)
     inside = columns < DIM
-    part = parts + numbers[:, None] * 6 * DIM + columns[None, :]
-    live = (numbers < blocks)[:, None] & inside[None, :]
+    part = parts + numbers[None, :] * 6 * DIM + columns[:, None]
+    live = (numbers < blocks)[None, :] & inside[:, None]
     weights = tl.load(part, mask=live, other=0.0)
-    total = tl.sum(weights, 0)
+    total = tl.sum(weights, 1)
     mean_x, dx = _overall(tl.load(part + DIM, mask=live, other=0.0), weights, total)
     mean_y, dy = _overall(tl.load(part + 2 * DIM, mask=live, other=0.0), weights, total)
-    difference = tl.sum(weights * tl.load(part + 3 * DIM, mask=live, other=0.0), 0) / tl.maximum(total, 1.0)
-    square = tl.sum(tl.load(part + 4 * DIM, mask=live, other=0.0) + weights * (dx * dx + dy * dy), 0)
-    cross = tl.sum(tl.load(part + 5 * DIM, mask=live, other=0.0) + weights * dx * dy, 0)
+    difference = tl.sum(weights * tl.load(part + 3 * DIM, mask=live, other=0.0), 1) / tl.maximum(total, 1.0)
+    square = tl.sum(tl.load(part + 4 * DIM, mask=live, other=0.0) + weights * (dx * dx + dy * dy), 1)
+    cross = tl.sum(tl.load(part + 5 * DIM, mask=live, other=0.0) + weights * dx * dy, 1)
     _finish(out, columns, inside, total, mean_x, mean_y, difference, square, cross, DIM)
 
 
@@ -124,17 +124,17 @@ def gradient(
     live = exists
     if HAS_VALID:
         live = live & (tl.load(valid + numbers * valid_n, mask=exists, other=0) != 0)
-    live = live[:, None] & inside[None, :]
-    mean_x = tl.load(stats + columns, mask=inside, other=0.0)[None, :]
-    mean_y = tl.load(stats + DIM + columns, mask=inside, other=0.0)[None, :]
-    difference = tl.load(stats + 2 * DIM + columns, mask=inside, other=0.0)[None, :]
-    value = tl.load(stats + 3 * DIM + columns, mask=inside, other=0.0)[None, :]
-    factor = tl.load(stats + 4 * DIM + columns, mask=inside, other=0.0)[None, :] * tl.load(grad).to(tl.float32)
-    x_rows = tl.load(x + numbers[:, None] * xn + columns[None, :] * xd, mask=live, other=0.0).to(tl.float32)
-    y_rows = tl.load(y + numbers[:, None] * yn + columns[None, :] * yd, mask=live, other=0.0).to(tl.float32)
+    live = live[None, :] & inside[:, None]
+    mean_x = tl.load(stats + columns, mask=inside, other=0.0)[:, None]
+    mean_y = tl.load(stats + DIM + columns, mask=inside, other=0.0)[:, None]
+    difference = tl.load(stats + 2 * DIM + columns, mask=inside, other=0.0)[:, None]
+    value = tl.load(stats + 3 * DIM + columns, mask=inside, other=0.0)[:, None]
+    factor = tl.load(stats + 4 * DIM + columns, mask=inside, other=0.0)[:, None] * tl.load(grad).to(tl.float32)
+    x_rows = tl.load(x + numbers[None, :] * xn + columns[:, None] * xd, mask=live, other=0.0).to(tl.float32)
+    y_rows = tl.load(y + numbers[None, :] * yn + columns[:, None] * yd, mask=live, other=0.0).to(tl.float32)
     result = factor * (value * (x_rows - mean_x + difference) - (y_rows - mean_y))
     result = tl.where(live, result, 0.0).to(out.dtype.element_ty)
-    tl.store(out + numbers[:, None] * on + columns[None, :] * od, result, mask=exists[:, None] & inside[None, :])
+    tl.store(out + numbers[None, :] * on + columns[:, None] * od, result, mask=exists[None, :] & inside[:, None])
 
 
 def launch_statistics(x: Tensor, y: Tensor, valid: Tensor | None, out: Tensor) -> None:

@@ -70,8 +70,8 @@ def fused_attention(
         (B, L, P * D) in the dtype of `x`: pair p in columns p * D to (p + 1) * D, its heads side by side. Gradients
         flow to x, weight and bias (once: there is no second derivative).
 
-    On a CUDA device (up to 15 pairs, 16 streams and 16 sets of weights; not in float64) Triton kernels do the forward
-    and the attention's backward, deterministically, and matrix products of PyTorch give the gradients of x and weight.
+    On a CUDA device (up to 15 pairs, 16 streams and 16 sets of weights; not in float64, in float32 up to L = 64)
+    Triton kernels do the forward and the attention's backward, deterministically, and matrix products of PyTorch give the gradients of x and weight.
     q, k and v are rounded to the dtype of `x`; scores, f and sums are float32. Elsewhere it is the plain formula with
     the same roundings. Autocast changes nothing here: the dtype of the inputs decides.
 
@@ -168,6 +168,8 @@ def _check_options(
 
 def _runs_as_kernel(x: Tensor, weight: Tensor, pairs: int) -> bool:
     if not (x.is_cuda and HAS_TRITON) or x.dtype == torch.float64:
+        return False
+    if x.dtype == torch.float32 and x.shape[2] > MAX_LENGTH // 2:  # two score tiles of 128 x 128 exceed shared memory
         return False
     return pairs <= MAX_PAIRS and len(x) <= MAX_NUMBERS and len(weight) <= MAX_NUMBERS
 
