@@ -71,9 +71,9 @@ def fused_attention(
         flow to x, weight and bias (once: there is no second derivative).
 
     On a CUDA device (up to 15 pairs, 16 streams and 16 sets of weights; not in float64, in float32 up to L = 64)
-    Triton kernels do the forward and the attention's backward, deterministically, and matrix products of PyTorch give the gradients of x and weight.
-    q, k and v are rounded to the dtype of `x`; scores, f and sums are float32. Elsewhere it is the plain formula with
-    the same roundings. Autocast changes nothing here: the dtype of the inputs decides.
+    Triton kernels do the forward and the attention's backward, deterministically, and matrix products of PyTorch give
+    the gradients of x and weight. q, k and v are rounded to the dtype of `x`; scores, f and sums are float32. Elsewhere
+    it is the plain formula with the same roundings. Autocast changes nothing here: the dtype of the inputs decides.
 
     Raises:
         TypeError: an argument is not of the kind or dtype stated here.

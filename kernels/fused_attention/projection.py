@@ -38,12 +38,10 @@ def project_backward(
         dweight.append(torch.bmm(grad.mT, _pick(x, streams)))
         dx += torch.bmm(grad, _pick(weight[:, columns], choice)).unbind()
         owners += streams
-    dbias = dqkv.sum(1)
-    return (
-        _summed(dx, owners, len(x)),
-        _summed(torch.cat(dweight, 1).unbind(), choice, len(weight)),
-        _summed(dbias.unbind(), choice, len(weight)),
-    )
+    joined, dbias = torch.cat(dweight, 1) if len(parts) > 1 else dweight[0], dqkv.sum(1)
+    if list(choice) != list(range(len(weight))):
+        joined, dbias = (_summed(part.unbind(), choice, len(weight)) for part in (joined, dbias))
+    return _summed(dx, owners, len(x)), joined, dbias
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, streams: Sequence[int], choice: Sequence[int]) -> Tensor:

@@ -141,5 +141,5 @@ def test_a_table_with_times_is_laid_on_the_frames(tmp_path: Path, make_video: Ma
 
 
 def test_a_folder_without_a_rate_has_no_clock(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="give `fps` in the manifest"):
+    with pytest.raises(MediaError, match="`fps` in a manifest"):
         OpenRecording(Recording("x", tmp_path))
