@@ -59,7 +59,7 @@ def features(
     from jmt_fast.training.experiment import open_store
 
     recordings = load(data)
-    config, networks = _backbones(backbones, preset)
+    config, networks = _backbones(backbones, preset, recordings)
     machine = runtime(device, precision, compile)
     opened = open_store(store, config, networks, int(stride), machine)
     with show.bar("Extracting features") as progress:
@@ -98,7 +98,7 @@ def train(
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)
     recordings = load(data)
-    config, networks = _backbones(backbones, preset)
+    config, networks = _backbones(backbones, preset, recordings)
     store = store or out / "features"
     if stage is Stage.visual:
         _train_visual(out, recordings, config, networks, _configure([VisualTraining], [options], set)[0], machine)
@@ -251,8 +251,11 @@ def evaluate(
     show.finish(labelled.failed, len(recordings))
 
 
-def _backbones(weights: str, preset: str) -> tuple[FeatureConfig, Backbones]:
-    """The feature configuration and the backbones; a folder brings its own configuration."""
+def _backbones(weights: str, preset: str, recordings: list[Recording]) -> tuple[FeatureConfig, Backbones]:
+    """The feature configuration and the backbones; a folder brings its own configuration.
+
+    What learns from prepared face crops is to look for faces in raw videos later.
+    """
     from jmt_fast.config import FeatureConfig
     from jmt_fast.models import load_backbones
     from jmt_fast.models.checkpoint import load_feature_config
@@ -262,6 +265,8 @@ def _backbones(weights: str, preset: str) -> tuple[FeatureConfig, Backbones]:
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--preset") from error
     config = chosen if weights in ("pretrained", "random") else load_feature_config(Path(weights))
+    if all(recording.crops for recording in recordings):
+        config = config.model_copy(update={"region": "face"})
     return config, load_backbones(config, weights)
 
 
