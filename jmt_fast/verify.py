@@ -51,7 +51,9 @@ CASES = {
     "jmt": Case(_small("jmt"), train=True),
     "jmt, 512 wide": Case(JMTConfig.preset("jmt"), batch=4),
     "jmt, masked, 13 clips": Case(_small("jmt", visual_dim=48), length=13, masked=True, train=True),
-    "literal, 7 clips": Case(_small("literal"), length=7, train=True),
+    # Unscaled, it does not train at this rate: 50 steps blow FP32's rounding up to 2% of the way, in plain PyTorch too.
+    "literal, 7 clips": Case(_small("literal"), length=7),
+    "attention only, 7 clips": Case(_small("literal", scale="rsqrt", bias="-log_n"), length=7, train=True),
     "abaw6, masked": Case(_small("abaw6"), masked=True, train=True),
     "abaw6, self_attention": Case(_small("abaw6", output="self_attention"), length=1, batch=60),
     "self_attention, masked": Case(_small("jmt", output="self_attention", layers=2), masked=True),
