@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -31,13 +33,43 @@ def bar(title: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as shown:
+    with _interrupts() as check, Progress(*columns, console=err, disable=not err.is_terminal) as shown:
         task = shown.add_task(title, total=None, note="")
 
         def progress(done: int, total: int, note: str = "") -> None:
+            check()
             shown.update(task, completed=done, total=total, note=note)
 
         yield progress
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C that cannot get lost: gives `check()`, which raises it again if it was raised and did not arrive.
+
+    Python drops an exception that is raised inside a destructor, a weak reference's callback or some extension
+    modules' callbacks, and a signal may come at any of those moments.
+    """
+    pressed = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, or somebody else's
+        yield check
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> None:

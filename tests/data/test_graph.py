@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +319,26 @@ def test_a_failed_run_leaves_a_usable_graph(small, rng):
     with pytest.raises(DataError, match=r"^media graph on cpu: .*batch size.*$"):
         small._frames(frames=list(video), start=one, end=one + 8, mirror=np.zeros(1, np.int32))
     assert torch.equal(small.frames([video])[0], want)
+
+
+def test_an_interrupted_call_leaves_no_frames_to_the_next(small, rng):
+    """A signal at many moments of a call; in the next one the frames must be its own."""
+    first, second = (rng.integers(0, 256, (24, 240, 320, 3), dtype=np.uint8) for _ in range(2))
+    start = time.perf_counter()
+    [expected] = small.frames([second])
+    lasts = time.perf_counter() - start
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
+    try:
+        for delay in np.linspace(0.02, 1, 25) * lasts:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                small.frames([first])
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert torch.equal(small.frames([second])[0], expected)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 5

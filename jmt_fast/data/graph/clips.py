@@ -177,8 +177,12 @@ class _Stage:
                 for name, batch in inputs.items():
                     self._pipeline.feed_input(name, batch)
                 return to_torch(self._pipeline, self._device)
-            except RuntimeError as error:
-                self._pipeline = None  # a failed pipeline does not recover
+            except BaseException as error:
+                # A failed pipeline does not recover, and one interrupted by Ctrl-C would hand out this call's output
+                # to the next.
+                self._pipeline = None
+                if not isinstance(error, RuntimeError):
+                    raise
                 message = f"media graph on {self._device}: {ops.reason(error)}; try fewer or smaller frames a call"
                 raise DataError(message) from error
 
