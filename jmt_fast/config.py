@@ -14,6 +14,7 @@ FRAME_STEP = 4  # thirtieths of a second between the sampled frames of a clip
 CLIP_STEP = 32  # thirtieths of a second between the clips of a sequence
 TICK = 1 / 30  # seconds: the unit of strides
 CLIP_SECONDS = CLIP_STEP * TICK
+Region = Literal["face", "center", "none"]
 Stride = Literal[1, 2, 4, 8, 16, 32]  # thirtieths of a second between clips
 STRIDES = get_args(Stride)
 UNANNOTATED = -5.0
@@ -71,11 +72,13 @@ class JMTConfig(Config):
         presets: dict[str, dict[str, Any]] = {
             "jmt": {},
             "literal": {
-                "encoder": "attention", "out_projection": False, "input_norm": "none", "scale": 1.0, "bias": 0.0
+                "encoder": "attention",
+                "out_projection": False,
+                "input_norm": "none",
+                "scale": 1.0,
+                "bias": 0.0,
             },
-            "abaw6": {
-                "activation": "softmax", "orientation": "query", "scale": "rsqrt", "cross_weights": "query"
-            },
+            "abaw6": {"activation": "softmax", "orientation": "query", "scale": "rsqrt", "cross_weights": "query"},
         }
         if name not in presets:
             raise ValueError(f"unknown model preset {name!r}: choose one of {', '.join(presets)}")
@@ -141,8 +144,13 @@ class AudioConfig(Config):
 
 
 class FeatureConfig(Config):
-    """Everything between a file and the two CNN features of a clip, weights excepted."""
+    """Everything between a file and the two CNN features of a clip, weights excepted.
 
+    `region`: what the networks see of a raw video's frame: an upright `face`, the `center` square, or all of it in a
+    square with black bars (`none`). Prepared face crops are taken as they are, whatever it says.
+    """
+
+    region: Region = "center"
     frames: FrameConfig = FrameConfig()
     sound: SpectrogramConfig = SpectrogramConfig()
     visual: VisualConfig = VisualConfig()

@@ -18,6 +18,12 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class Crop(StrEnum):
+    face = "face"
+    middle = "center"  # every string has a method `center`
+    none = "none"
+
+
 @app.command()
 def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Json = False) -> None:
     """Say what is in a video file: streams, frames, rate, rotation, sound."""
@@ -54,20 +60,36 @@ def predict(
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between predictions.")] = Stride.eight,
     smooth: Annotated[str | None, typer.Option(help="Frames to smooth valence and arousal over, e.g. 20,50.")] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Write a PNG beside each trace.")] = False,
+    crop: Annotated[
+        Crop | None,
+        typer.Option(
+            help="What to see of a frame: an upright face, the centre square, or all of it.",
+            show_default="what the checkpoint was trained with",
+        ),
+    ] = None,
+    person: Annotated[
+        str, typer.Option(help="Whose face: largest, all (a file each), or the number of one; 0 is the largest.")
+    ] = "largest",
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     compile: CompileOption = None,
 ) -> None:
     """Predict valence and arousal over time for each video: one row a frame."""
     windows = _windows(smooth)
+    if person not in ("largest", "all") and not person.isdecimal():
+        raise typer.BadParameter(f"{person!r}: largest, all or a number expected", param_hint="--person")
     from jmt_fast.cli import show
     from jmt_fast.inference import Predictor, predict_files
     from jmt_fast.models import Checkpoint
 
-    predictor = Predictor(Checkpoint.load(checkpoint), runtime(device, precision, compile))
+    loaded = Checkpoint.load(checkpoint)
+    region = crop.value if crop else loaded.features.region
+    if person != "largest" and region != "face":
+        raise typer.BadParameter(f"people are told apart by --crop face only, not {region}", param_hint="--person")
+    predictor = Predictor(loaded, runtime(device, precision, compile), region)
     failed = 0
     with show.bar("Predicting") as progress:
-        for outcome in predict_files(predictor, videos, out, format.value, int(stride), windows, progress):
+        for outcome in predict_files(predictor, videos, out, format.value, int(stride), windows, progress, person):
             if outcome.trace is None:
                 failed += 1
                 print(f"error: {outcome.error}", file=sys.stderr)

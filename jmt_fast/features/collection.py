@@ -43,8 +43,9 @@ def extract_all(
                 continue
             lost = len(opened.timestamps) - int(video.face.sum())
             if lost and recording.crops is None:
+                what = "show no face or cannot" if ready.looks_for_faces(opened) else "cannot"
                 warnings.warn(
-                    f"{recording.video}: {lost} of {len(opened.timestamps)} frames cannot be decoded", stacklevel=2
+                    f"{recording.video}: {lost} of {len(opened.timestamps)} frames {what} be decoded", stacklevel=2
                 )
             store.write(video, fingerprint(recording))
         inside(1, 1)

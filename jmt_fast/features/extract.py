@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from jmt_fast.data.graph import ClipGraph
 from jmt_fast.data.recording import OpenRecording
 from jmt_fast.data.windows import clip_frames, clip_times
 from jmt_fast.errors import MediaError
-from jmt_fast.features.frames import FrameSource, decodes_in_graph
+from jmt_fast.faces import Cropper, Detector, Person, detector, find_people, looked_at
+from jmt_fast.features.frames import FrameSource, ahead, decodes_in_graph
 from jmt_fast.features.store import VideoFeatures
 from jmt_fast.models import Backbones, fast_inference
 from jmt_fast.runtime import Runtime
@@ -47,8 +49,30 @@ class Extractor:
         self.visual = fast_inference(backbones.visual, clips, runtime)
         self.audio = fast_inference(backbones.audio, spectrograms, runtime)
 
-    def stream(self, recording: OpenRecording, stride: int) -> ClipStream:
-        return ClipStream(self, recording, stride)
+    def people(self, recording: OpenRecording, progress: Progress | None = None) -> list[Person]:
+        """Everybody whose face is in the video, the largest first; `progress(done, total)` counts frames.
+
+        Raises JMTError when the detector's weights cannot be had, MediaError when nothing decodes.
+        """
+        times = recording.timestamps
+        frames = ahead(recording.frames(looked_at(times)))
+        return find_people(
+            frames, times, self._detector, lambda index: progress(index + 1, len(times)) if progress else None
+        )
+
+    @cached_property
+    def _detector(self) -> Detector:
+        return detector(device=self.runtime.device)
+
+    def looks_for_faces(self, recording: OpenRecording) -> bool:
+        """Prepared crops are faces already."""
+        return self.config.region == "face" and recording.recording.crops is None
+
+    def stream(self, recording: OpenRecording, stride: int, person: Person | None = None) -> ClipStream:
+        """The clips of a recording. Where faces are looked for, of a `person`, by default the largest one."""
+        if person is None and self.looks_for_faces(recording):
+            person = next(iter(self.people(recording)), None) or Person.nobody(len(recording.timestamps))
+        return ClipStream(self, recording, stride, person)
 
     def extract(self, recording: OpenRecording, stride: int, progress: Progress | None = None) -> VideoFeatures:
         """All clips of one recording, features (N, D) in the runtime's precision on the CPU.
@@ -79,14 +103,19 @@ class ClipStream:
     `clips` is the number of clips that they make.
     """
 
-    def __init__(self, extractor: Extractor, recording: OpenRecording, stride: int) -> None:
+    def __init__(
+        self, extractor: Extractor, recording: OpenRecording, stride: int, person: Person | None = None
+    ) -> None:
         self._extractor = extractor
         self._recording = recording
         self._stride = stride
         self._plan(recording.timestamps)
         self._wanted = np.unique(self._frames)
-        graph = extractor.graph
-        self._source = FrameSource(recording, self._wanted, graph, decodes_in_graph(recording, graph))
+        self._person = person
+        graph, config, cropper = extractor.graph, extractor.config, None
+        if person is not None or (config.region == "none" and recording.recording.crops is None):
+            cropper = Cropper(config.frames, graph.device, person)
+        self._source = FrameSource(recording, self._wanted, graph, decodes_in_graph(recording, graph), cropper)
 
     def _plan(self, timestamps: np.ndarray) -> None:
         self.timestamps = timestamps
@@ -103,12 +132,15 @@ class ClipStream:
         return len(self._recording.timestamps) - len(self.timestamps) + len(self._source.missing)
 
     def face(self) -> np.ndarray:
-        """bool (F,): the frame was there. A frame between two sampled ones follows the earlier one."""
+        """bool (F,): the frame was there, and the face on it where faces are looked for.
+
+        A frame between two sampled ones is there if the earlier one is.
+        """
         there = np.ones(len(self.timestamps), bool)
         for index in self._source.missing:
             following = self._wanted[np.searchsorted(self._wanted, index, "right") :]
             there[index : following[0] if len(following) else None] = False
-        return there
+        return there if self._person is None else there & self._person.valid[: len(there)]
 
     def __iter__(self) -> Iterator[Block]:
         config = self._extractor.config

@@ -13,6 +13,7 @@ import torch
 from jmt_fast.data.graph import ClipGraph, can_decode
 from jmt_fast.data.recording import OpenRecording
 from jmt_fast.errors import DataError, MediaError
+from jmt_fast.faces import Cropper
 
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
 BLACK = np.zeros((16, 16, 3), np.uint8)
@@ -27,17 +28,26 @@ class FrameSource:
     `wanted` int64 (W,), sorted: every frame index that will be asked for. `missing` collects the indices of frames that
     could not be had, which are black. `ended` is None, or the number of frames when the stream was shorter than its
     index says. With `in_graph` the media graph decodes; where it gives up, the frames from there on come from PyAV.
+    With a `cropper` PyAV decodes, and what it cuts out of a frame takes the place of the graph's centre square.
     """
 
-    def __init__(self, recording: OpenRecording, wanted: np.ndarray, graph: ClipGraph, in_graph: bool = False) -> None:
+    def __init__(
+        self,
+        recording: OpenRecording,
+        wanted: np.ndarray,
+        graph: ClipGraph,
+        in_graph: bool = False,
+        cropper: Cropper | None = None,
+    ) -> None:
         self.missing: list[int] = []
         self.ended: int | None = None
         self._recording = recording
         self._wanted = wanted
         self._graph = graph
+        self._cropper = cropper
         self._ready: dict[int, torch.Tensor] = {}  # frame index -> (3, crop, crop), in increasing order
         self._next = 0  # position in `wanted` of the first frame that is not ready
-        self._source = self._decoded() if in_graph else self._fed()
+        self._source = self._decoded() if in_graph and cropper is None else self._fed()
 
     def clips(self, rows: np.ndarray) -> torch.Tensor:
         """Frame indices (n, 8) -> float32 (n, 3, 8, crop, crop) on the graph's device. Later calls never go back.
@@ -90,11 +100,16 @@ class FrameSource:
                 filled += [(int(each), None) for each in wanted[position:lost]]
                 filled.append((index, frame))
                 position = lost + 1
-            try:
-                [tensors] = self._graph.frames([[BLACK if frame is None else frame for _, frame in filled]])
-            except DataError as error:  # frames too large for this machine: this file's fault, not the collection's
-                raise MediaError(f"{self._recording.recording.video}: {error}") from error
-            yield [index for index, _ in filled], [index for index, frame in filled if frame is None], tensors
+            yield [index for index, _ in filled], [index for index, frame in filled if frame is None], self._cut(filled)
+
+    def _cut(self, frames: Chunk) -> torch.Tensor:
+        if self._cropper is not None:
+            return self._cropper(frames)
+        try:
+            [tensors] = self._graph.frames([[BLACK if frame is None else frame for _, frame in frames]])
+        except DataError as error:  # frames too large for this machine: this file's fault, not the collection's
+            raise MediaError(f"{self._recording.recording.video}: {error}") from error
+        return tensors
 
 
 def decodes_in_graph(recording: OpenRecording, graph: ClipGraph) -> bool:

@@ -46,8 +46,12 @@ def predict_files(
     stride: int = 8,
     smooth: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    person: str = "largest",
 ) -> Iterator[Outcome]:
     """Predict each video and write its trace; yields outcomes as they come.
+
+    `person`: as in `Predictor.predict_people`. With `all`, each person has an outcome, and a file of its own,
+    `<name>.<person>.<format>`.
 
     `smooth`: frames to smooth valence and arousal over. A file that cannot be decoded is an outcome with its error; a
     folder that cannot be written raises JMTError. `progress(done, total, name)` counts hundredths of videos.
@@ -65,13 +69,12 @@ def predict_files(
 
         inside(0, 1)
         try:
-            trace = predictor.predict(video, stride, progress=inside)
+            for trace in predictor.predict_people(video, stride, progress=inside, person=person):
+                if smooth:
+                    trace = trace.smoothed(*smooth)
+                path = output.with_name(f"{output.stem}.{trace.person}.{format}") if person == "all" else output
+                trace.save(path)
+                yield Outcome(video, path, trace)
         except MediaError as error:
-            inside(1, 1)
             yield Outcome(video, output, error=error)
-            continue
-        if smooth:
-            trace = trace.smoothed(*smooth)
-        trace.save(output)
         inside(1, 1)
-        yield Outcome(video, output, trace)

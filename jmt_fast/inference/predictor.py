@@ -3,52 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from jmt_fast.config import CLIP_STEP
+from jmt_fast.config import CLIP_STEP, Region
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.data.traces import to_frames
+from jmt_fast.errors import MediaError
+from jmt_fast.faces import Person
 from jmt_fast.features import Block, Extractor, VideoFeatures, run_sequences
 from jmt_fast.inference.trace import Trace
 from jmt_fast.models import Checkpoint, prepare_fusion
 from jmt_fast.runtime import Runtime
 
 Progress = Callable[[int, int], None]
+LOOKING = 0.1  # of the bar; what finding faces takes of the time on a processor, or less
 
 
 class Predictor:
     """A loaded checkpoint, ready for any number of videos."""
 
-    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime, region: Region | None = None) -> None:
+        """`region`: what to see of a frame, by default what the checkpoint was trained with (`FeatureConfig`)."""
+        features = checkpoint.features.model_copy(update={"region": region or checkpoint.features.region})
         self.fusion = prepare_fusion(checkpoint.fusion, runtime)
         self.audio = checkpoint.backbones.audio.to(runtime.device)
-        self.extractor = Extractor(checkpoint.features, checkpoint.backbones.to(runtime.device), runtime)
+        self.extractor = Extractor(features, checkpoint.backbones.to(runtime.device), runtime)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str = "auto", precision: str = "auto", compile: bool | None = None
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: bool | None = None,
+        region: Region | None = None,
     ) -> Predictor:
         """Load a checkpoint folder.
 
         Raises CheckpointError when a part is missing, damaged or of another configuration.
         """
-        return cls(Checkpoint.load(folder), Runtime.choose(device, precision, compile))
+        return cls(Checkpoint.load(folder), Runtime.choose(device, precision, compile), region)
 
     def predict(
-        self, path: str | Path, stride: int = 8, sound: str | Path | None = None, progress: Progress | None = None
+        self,
+        path: str | Path,
+        stride: int = 8,
+        sound: str | Path | None = None,
+        progress: Progress | None = None,
+        person: str = "largest",
     ) -> Trace:
-        """Valence and arousal of every decoded frame of a video.
+        """Valence and arousal of every decoded frame of a video: `predict_people` for one person, not all."""
+        [trace] = self.predict_people(path, stride, sound, progress, person)
+        return trace
+
+    def predict_people(
+        self,
+        path: str | Path,
+        stride: int = 8,
+        sound: str | Path | None = None,
+        progress: Progress | None = None,
+        person: str = "all",
+    ) -> Iterator[Trace]:
+        """Valence and arousal of every decoded frame of a video, one trace a person, the largest first.
 
         `stride`: thirtieths of a second between clips, one of 1, 2, 4, 8, 16, 32; frames between clips are interpolated
         by timestamp. `sound`: a file to take the sound from instead. Frames and features pass through in blocks; what
-        grows with the video is the trace itself, some 40 bytes a frame. Raises MediaError when the file cannot be used.
+        grows with the video is the trace itself, some 40 bytes a frame, and the places of its faces.
+
+        `person`, where faces are looked for: `largest`, `all`, or the number of one, "0" being the largest. Where a
+        person is not seen, rows are not valid; a video without any face gives one trace of such rows. Raises MediaError
+        when the file cannot be used or has no such person.
         """
         path = Path(path)
         recording = OpenRecording(Recording(path.stem, path, sound=Path(sound) if sound else None))
-        stream = self.extractor.stream(recording, stride)
+        if not self.extractor.looks_for_faces(recording):
+            yield self._trace(path, recording, stride, None, progress)
+            return
+        looking = _share(progress, 0, LOOKING)
+        people = self.extractor.people(recording, looking)
+        chosen = _chosen(path, people, person) or [Person.nobody(len(recording.timestamps))]
+        for number, each in enumerate(chosen):
+            part = (1 - LOOKING) / len(chosen)
+            trace = self._trace(path, recording, stride, each, _share(progress, LOOKING + number * part, part))
+            yield replace(trace, warnings=trace.warnings + _remarks(path, each, people, person))
+
+    def _trace(
+        self, path: Path, recording: OpenRecording, stride: int, person: Person | None, progress: Progress | None
+    ) -> Trace:
+        stream = self.extractor.stream(recording, stride, person)
         length = self.fusion.config.length
         times, values = [], []
         # so many consecutive clips hold exactly one sequence of each interleaved phase
@@ -63,7 +109,35 @@ class Predictor:
             warnings.append(
                 f"{path}: {stream.lost} of {len(recording.timestamps)} frames cannot be decoded (file damaged)"
             )
-        return Trace.build(path, stream.timestamps, frames, stream.face(), warnings=warnings)
+        return Trace.build(path, stream.timestamps, frames, stream.face(), person.id if person else "0", warnings)
+
+
+def _share(progress: Progress | None, begin: float, size: float) -> Progress | None:
+    """A progress of its own for a part of the work, in thousandths of the whole."""
+    return progress and (lambda done, total: progress(round(1000 * (begin + size * done / max(total, 1))), 1000))
+
+
+def _chosen(path: Path, people: list[Person], person: str) -> list[Person]:
+    if person == "all":
+        return people
+    if person == "largest":
+        return people[:1]
+    if found := [each for each in people if each.id == person]:
+        return found
+    there = f"its people are {', '.join(each.id for each in people)}" if people else "it shows no face"
+    raise MediaError(f"{path}: no person {person}: {there}")
+
+
+def _remarks(path: Path, person: Person, people: list[Person], asked: str) -> list[str]:
+    if not people:
+        return [f"{path}: no face found, so the picture was black throughout; --crop center takes the picture's middle"]
+    remarks = []
+    share = person.valid.mean()
+    if share < 0.5:
+        remarks.append(f"{path}: person {person.id} is seen in {share:.0%} of the frames")
+    if len(people) > 1 and asked == "largest":
+        remarks.append(f"{path}: {len(people)} people are seen, this is the largest; --person all takes each")
+    return remarks
 
 
 def _regrouped(blocks: Iterable[Block], size: int, name: str, stride: int) -> Iterator[VideoFeatures]:

@@ -60,6 +60,10 @@ class Trace:
         return np.stack([self.table["valence"].to_numpy(), self.table["arousal"].to_numpy()], axis=1)
 
     @property
+    def person(self) -> str:
+        return self.table["person"][0].as_py()
+
+    @property
     def times(self) -> np.ndarray:
         """float64 (F,), seconds."""
         return self.table["time"].to_numpy()
@@ -72,7 +76,7 @@ class Trace:
             self.times,
             values,
             self.table["valid"].to_numpy(zero_copy_only=False),
-            self.table["person"][0].as_py(),
+            self.person,
             self.warnings,
         )
 

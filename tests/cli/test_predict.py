@@ -152,3 +152,12 @@ def test_help_answers_at_once_and_without_torch() -> None:
     )
     assert "predict" in shown.stdout
     print(f"--help took {time.perf_counter() - begin:.2f} s on {os.cpu_count()} cores")
+
+
+def test_people_and_crops_on_the_command_line(
+    run: Callable, small_checkpoint: Path, film: Film, tmp_path: Path
+) -> None:
+    given = ("predict", film(), "--checkpoint", small_checkpoint, "--out", tmp_path, *PLAIN)
+    assert run(*given, "--crop", "none").code == 0
+    for wrong in (("--person", "all"), ("--crop", "face", "--person", "anna"), ("--crop", "head")):
+        assert run(*given, *wrong).code == 2

@@ -1,0 +1,17 @@
+"""Faces in video: detection, tracking, alignment. Frames in, upright crops of one person out."""
+
+from jmt_fast.faces.crops import Cropper, find_people, looked_at
+from jmt_fast.faces.detector import DETECTORS, Detector, Faces, detector
+from jmt_fast.faces.track import Person, people
+
+__all__ = [
+    "DETECTORS",
+    "Cropper",
+    "Detector",
+    "Faces",
+    "Person",
+    "detector",
+    "find_people",
+    "looked_at",
+    "people",
+]

@@ -1,0 +1,121 @@
+"""Faces of single frames -> people: who is who by where they are, and where each one is on every frame.
+
+There is no recognition: a face is the person whose face was last seen there. A person who is away keeps the place, for
+any time, until a face appears at it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jmt_fast.faces.detector import Faces
+
+OVERLAP = 0.2  # intersection over union of a face and where it was expected, at least
+BRIDGED = 1.0  # seconds between two sightings up to which a face is interpolated; beyond it, it was away
+SIGHTINGS = 3  # faces found less often are errors of the detector, or passers-by
+
+
+@dataclass(frozen=True)
+class Person:
+    """One face through a video of F frames.
+
+    `boxes` float32 (F, 4) and `points` float32 (F, 5, 2), as in `Faces`, mean something where `valid` (F,) is True.
+    `id`: "0" for the largest person (area, added up over the time seen), "1" for the next.
+    """
+
+    id: str
+    boxes: np.ndarray
+    points: np.ndarray
+    valid: np.ndarray
+
+    @classmethod
+    def nobody(cls, frames: int) -> Person:
+        """Stands for the person of a video on which there is no face."""
+        empty = np.zeros((frames, 7, 2), np.float32)
+        return cls("0", empty[:, :2].reshape(-1, 4), empty[:, 2:], np.zeros(frames, bool))
+
+
+@dataclass
+class _Track:
+    """Sightings of one person, in the order of their times."""
+
+    times: list[float] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    points: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, time: float, box: np.ndarray, points: np.ndarray) -> None:
+        self.times.append(time)
+        self.boxes.append(box)
+        self.points.append(points)
+
+    def expected(self, time: float) -> np.ndarray:
+        """The box at a time: moved on as it moved last, if that is not long ago."""
+        box = self.boxes[-1]
+        if len(self.times) < 2 or time - self.times[-2] > BRIDGED:
+            return box
+        speed = (box - self.boxes[-2]) / (self.times[-1] - self.times[-2])
+        shift = (speed[:2] + speed[2:]) / 2 * (time - self.times[-1])  # of the middle: sizes are too noisy
+        return box + np.tile(shift, 2)
+
+    @property
+    def weight(self) -> float:
+        box = np.stack(self.boxes)
+        return float(((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).sum())
+
+
+def people(found: Iterable[tuple[float, Faces]], timestamps: np.ndarray) -> list[Person]:
+    """Everybody in a video, the largest first.
+
+    `found`: time in seconds and faces of the frames that were looked at, in order. `timestamps` float64 (F,): of all
+    frames. Of two people who meet in one place, each keeps the face nearer to where it was expected.
+    """
+    tracks: list[_Track] = []
+    looks = 0
+    for time, faces in found:
+        looks += 1
+        boxes = faces.boxes.astype(np.float64)
+        taken = _assign(np.array([track.expected(time) for track in tracks]).reshape(-1, 4), boxes)
+        for face in range(len(faces)):
+            if face not in taken:
+                tracks.append(_Track())
+            tracks[taken.get(face, -1)].add(time, boxes[face], faces.points[face].astype(np.float64))
+    kept = [track for track in tracks if len(track.times) >= min(SIGHTINGS, looks)]
+    kept.sort(key=lambda track: -track.weight)
+    return [_spread(str(number), track, timestamps) for number, track in enumerate(kept)]
+
+
+def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Intersection over union: boxes (N, 4), (M, 4) -> (N, M)."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.prod((high - low).clip(0), axis=-1)
+    sizes = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) for boxes in (one, other)]
+    return shared / np.maximum(sizes[0][:, None] + sizes[1][None] - shared, 1e-9)
+
+
+def _assign(expected: np.ndarray, boxes: np.ndarray) -> dict[int, int]:
+    """Face -> track, best overlap first; a face or a track once at most."""
+    scores = overlaps(expected, boxes)
+    taken: dict[int, int] = {}
+    for place in np.argsort(-scores, axis=None, kind="stable"):
+        track, face = (int(index) for index in np.unravel_index(place, scores.shape))
+        if scores[track, face] < OVERLAP:
+            break
+        if face not in taken and track not in taken.values():
+            taken[face] = track
+    return taken
+
+
+def _spread(name: str, track: _Track, timestamps: np.ndarray) -> Person:
+    """Sightings -> every frame between two of them that are at most `BRIDGED` apart, linearly in time."""
+    seen = np.array(track.times)
+    before = np.searchsorted(seen, timestamps, "right") - 1
+    after = np.searchsorted(seen, timestamps, "left")
+    inside = (before >= 0) & (after < len(seen))
+    gaps = seen[after.clip(max=len(seen) - 1)] - seen[before.clip(0)]
+    values = np.concatenate([np.stack(track.boxes), np.stack(track.points).reshape(-1, 10)], axis=1)
+    spread = np.stack([np.interp(timestamps, seen, column) for column in values.T], axis=1).astype(np.float32)
+    return Person(name, spread[:, :4], spread[:, 4:].reshape(-1, 5, 2), inside & (gaps <= BRIDGED))
