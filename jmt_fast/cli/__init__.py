@@ -47,7 +47,7 @@ def _one_line_warning(message: Warning | str, category: type[Warning], *rest: ob
 
 def main() -> None:
     """Entry point: turns errors with a known cause into one line on stderr and the exit code 1."""
-    from jmt_fast.cli import bench, check, demo, predict, prepare, train  # noqa: F401 - importing registers the commands
+    from jmt_fast.cli import bench, check, demo, export, predict, prepare, train  # noqa: F401 - importing registers the commands
 
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]
     try:

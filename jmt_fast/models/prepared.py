@@ -27,7 +27,11 @@ class PreparedFusion:
         while self._sizes[0] > 1:
             self._sizes.insert(0, -(-self._sizes[0] // 4))
         self._compiled = runtime.compile and runtime.device.type == "cuda"
-        self._network: Any = _frozen(model, runtime)
+        self._network: Any = frozen_network(model, runtime)
+        if runtime.device.type == "cpu" and supports(runtime.dtype):
+            for module in self._network.modules():
+                if isinstance(module, Dense) and module.dtype == runtime.dtype:
+                    module.pack()
         if self._compiled:
             self._network = torch.compile(self._network, dynamic=False, mode="reduce-overhead")
 
@@ -85,15 +89,8 @@ def prepare_fusion(model: FusionModel, runtime: Runtime, batch: int = 64) -> Pre
     return PreparedFusion(model, runtime, batch)
 
 
-def _frozen(model: FusionModel, runtime: Runtime) -> nn.Module:
-    network: nn.Module
+def frozen_network(model: FusionModel, runtime: Runtime) -> nn.Module:
+    """`model` for inference as plain PyTorch, (audio, visual, valid) -> (B, L, 2) float32 on the runtime's device."""
     if foldable(model.config):
-        network = FoldedFusion(in_stock_layout(model), runtime.dtype)
-    else:
-        network = LowPrecision(model, runtime)
-    network.to(runtime.device)
-    if runtime.device.type == "cpu" and supports(runtime.dtype):
-        for module in network.modules():
-            if isinstance(module, Dense) and module.dtype == runtime.dtype:
-                module.pack()
-    return network
+        return FoldedFusion(in_stock_layout(model), runtime.dtype).to(runtime.device)
+    return LowPrecision(model, runtime).to(runtime.device)
