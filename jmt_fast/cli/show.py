@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ err = Console(stderr=True)
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[..., None]]:
-    """A progress bar; gives `progress(done, total, note="")`. Silent where stderr is not a terminal."""
+    """A progress bar; gives `progress(done, total, note="")`. Silent where stderr is not a terminal, and in all but the
+    first of the processes that `torchrun` starts."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -33,7 +35,8 @@ def bar(title: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with _interrupts() as check, Progress(*columns, console=err, disable=not err.is_terminal) as shown:
+    silent = not err.is_terminal or os.environ.get("RANK", "0") != "0"
+    with _interrupts() as check, Progress(*columns, console=err, disable=silent) as shown:
         task = shown.add_task(title, total=None, note="")
 
         def progress(done: int, total: int, note: str = "") -> None:

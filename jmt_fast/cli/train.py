@@ -91,10 +91,16 @@ def train(
     precision: PrecisionOption = Precision.auto,
     compile: CompileOption = None,
 ) -> None:
-    """Train the fusion (or a backbone) on a labelled collection."""
+    """Train the fusion (or a backbone) on a labelled collection.
+
+    Under torchrun the fusion trains on several devices; after a crash it goes on from the last finished epoch.
+    """
     from jmt_fast.config import AudioTraining, FusionTraining, VisualTraining
     from jmt_fast.data import load
+    from jmt_fast.training import distributed
 
+    if distributed.launched() and stage is not Stage.fusion:
+        raise typer.BadParameter(f"{stage} trains in one process: start it without torchrun", param_hint="stage")
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)
     recordings = load(data)
@@ -121,7 +127,9 @@ def train(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--model") from error
         chosen, training = _configure([JMTConfig, FusionTraining], [start, options | {"stride": int(stride)}], set)
-        _train_fusion(out, recordings, config, networks, chosen, training, store, machine, resume)
+        with distributed.processes(machine) as own:
+            again = resume or distributed.restarted()
+            _train_fusion(out, recordings, config, networks, chosen, training, store, own, again)
 
 
 def _train_visual(
@@ -195,6 +203,7 @@ def _train_fusion(
     resume: bool,
 ) -> None:
     from jmt_fast.cli import show
+    from jmt_fast.training.distributed import rank
     from jmt_fast.training.experiment import labelled_videos, open_store, train_fusion
 
     opened = open_store(store, config, networks, training.stride, machine)
@@ -202,8 +211,9 @@ def _train_fusion(
         labelled = labelled_videos(recordings, opened, networks, machine, progress)
     with show.bar("Training the fusion") as progress:
         result = train_fusion(out, labelled, model, training, networks, config, machine, resume, progress)
-    _report(out, result)
-    show.finish(labelled.failed, len(recordings))
+    if rank() == 0:
+        _report(out, result)
+        show.finish(labelled.failed, len(recordings))
 
 
 @app.command()

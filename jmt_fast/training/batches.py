@@ -65,8 +65,9 @@ class SequenceSampler:
     """Draws the sequences of an epoch: all that is random depends on (seed, epoch) alone.
 
     `stride`: thirtieths of a second between the clips to draw from, by default all that are stored. `label`,
-    `label_lag`: as for `clip_labels`. Raises DataError for features stored at a stride that does not serve, and when no
-    clip has a label.
+    `label_lag`: as for `clip_labels`. `part` (n, of N): the n-th of N equal parts of the rows of each batch is read, so
+    that N samplers have each sequence once between them, and the same number of batches. Raises DataError for features
+    stored at a stride that does not serve, when no clip has a label, and for more parts than rows.
     """
 
     def __init__(
@@ -79,8 +80,12 @@ class SequenceSampler:
         stride: int | None = None,
         label: Literal["end", "mean"] = "end",
         label_lag: float = 0.0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        if part[1] > batch:
+            raise DataError(f"batches of {batch} sequences cannot be shared by {part[1]} processes; raise the batch")
         self.videos = videos
+        self.part = part
         self.batch = batch
         self.seed = seed
         self._phases = []  # of each video, the rows (S, L) of each of its phases
@@ -125,19 +130,27 @@ class SequenceSampler:
         return -(-len(self.draw(epoch)) // self.batch)
 
     def blocks(self, epoch: int) -> Iterator[tuple[list[str], Batch]]:
-        """The epoch in blocks of some batches, each with the name of the video of each row. The last is padded."""
+        """This part of the epoch in blocks of some batches, with the name of the video of each row of all parts."""
         drawn = self.draw(epoch)
+        padding = 0, np.full_like(drawn[0][1], -1)
         for start in range(0, len(drawn), self.batch * _BLOCK):
-            part = drawn[start : start + self.batch * _BLOCK]
-            block = Batch(*(torch.cat(tensors) for tensors in zip(*(self._read(*item) for item in part), strict=True)))
-            missing = -len(part) % self.batch
-            if missing:
-                block = Batch(*(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in block))
-            yield [self.videos[video].name for video, _ in part], block
+            block = drawn[start : start + self.batch * _BLOCK]
+            own = [
+                block[at] if at < min(len(block), first + self.batch) else padding
+                for first in range(0, len(block), self.batch)
+                for at in range(first + self.part[0] * self._rows, first + (self.part[0] + 1) * self._rows)
+            ]
+            read = Batch(*(torch.cat(tensors) for tensors in zip(*(self._read(*item) for item in own), strict=True)))
+            yield [self.videos[video].name for video, _ in block], read
+
+    @property
+    def _rows(self) -> int:
+        """Of this part in a batch; the last part's last ones are padding if the batch cannot be shared out evenly."""
+        return -(-self.batch // self.part[1])
 
     def cut(self, names: Sequence[str], block: Batch) -> Iterator[tuple[str, Batch]]:
-        """A block in batches, each with the names of its videos."""
-        for start, part in zip(range(0, len(names), self.batch), block.split(self.batch), strict=True):
+        """A block in batches, each with the names of all its videos."""
+        for start, part in zip(range(0, len(names), self.batch), block.split(self._rows), strict=True):
             yield ", ".join(dict.fromkeys(names[start : start + self.batch])), part
 
     def _read(self, video: int, row: np.ndarray) -> Batch:

@@ -27,14 +27,18 @@ class Evaluation:
 
     `frames`: labelled frames of each video. `prediction_deviation`, `label_deviation` (2,): standard deviation within a
     sequence (8.5 s), averaged over the sequences. A model that only follows the mean of each video scores well pooled
-    and has a `deviation_ratio` near 0.
+    and has a `deviation_ratio` near 0. `moments`: what `pooled` comes from, to be merged with that of other videos.
     """
 
-    pooled: np.ndarray
+    moments: StreamingCCC
     per_video: dict[str, np.ndarray]
     frames: dict[str, int]
     prediction_deviation: np.ndarray
     label_deviation: np.ndarray
+
+    @property
+    def pooled(self) -> np.ndarray:
+        return self.moments.value()
 
     @property
     def mean(self) -> float:
@@ -121,7 +125,7 @@ def score(videos: Sequence[LabelledVideo], predict: Predict, length: int, label_
         raise DataError(f"none of the {len(videos)} videos to evaluate has a labelled frame; check the annotations")
     within = np.concatenate(deviations)
     prediction, label = within.mean(0) if len(within) else np.zeros((2, 2))
-    return Evaluation(pooled.value(), per_video, frames, prediction, label)
+    return Evaluation(pooled, per_video, frames, prediction, label)
 
 
 def _deviations(video: LabelledVideo, values: np.ndarray, length: int, lag: float) -> np.ndarray:

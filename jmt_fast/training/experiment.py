@@ -14,6 +14,7 @@ from jmt_fast.features import Extractor, FeatureStore, StoreKey, extract_all
 from jmt_fast.models import JMT, Backbones, Checkpoint
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import FitResult, LabelledVideo, fit_fusion
+from jmt_fast.training.distributed import of_all, own, rank
 
 Progress = Callable[..., None]
 
@@ -51,10 +52,11 @@ def labelled_videos(
     """Extract what the store lacks, then join features with annotations, by split.
 
     Recordings without an annotation are passed over. A video that cannot be decoded is listed in `failed`; wrong
-    annotations raise DataError.
+    annotations raise DataError. Of several processes each extracts its share.
     """
     used = [recording for recording in recordings if recording.annotation is not None]
-    failed = extract_all(lambda: Extractor(store.key.features, backbones, runtime), store, used, progress)
+    extracted = extract_all(lambda: Extractor(store.key.features, backbones, runtime), store, own(used), progress)
+    failed = {name: error for part in of_all(extracted) for name, error in part.items()}
     splits: dict[str, list[LabelledVideo]] = {}
     for recording in used:
         if recording.name not in failed:
@@ -97,6 +99,8 @@ def train_fusion(
         resume=resume,
         progress=progress,
     )
+    if rank() > 0:
+        return result
     Checkpoint(fusion, backbones, features).save(out)
     try:
         (out / "training.json").write_text(

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jmt_fast.config import FusionTraining
+from jmt_fast.data import labelled as has_label
 from jmt_fast.errors import DataError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import Batch, LabelledVideo, SequenceSampler
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
+from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, whole_batch
 from jmt_fast.training.evaluation import evaluate
 from jmt_fast.training.loop import FitResult, Progress, Trainer
-from jmt_fast.training.loss import ccc_loss
+from jmt_fast.training.loss import StreamingCCC, ccc_loss
 from jmt_fast.training.step import Step, sgd
 
 
@@ -39,6 +42,9 @@ def fit_fusion(
     With `out`, each epoch leaves `best/` (`JMT.from_pretrained` reads it), `last.pt` (for `resume`) and `metrics.jsonl`
     there. A resumed run ends with the weights of one that was never stopped: on a CPU to the bit.
 
+    In several processes (`distributed.processes`) each reads its rows of every batch, of `config.batch` rows together,
+    and its videos of the validation split; only the first one writes.
+
     Raises:
         DataError: no labelled clip, or features at a stride that does not serve.
         CheckpointError: `resume` with another configuration, other data, or a damaged state.
@@ -51,11 +57,21 @@ def fit_fusion(
     audio_backbone.to(device).eval()
     sampler = SequenceSampler(
         train, length=model.config.length, batch=config.batch, seed=config.seed, stride=config.stride,
-        label=config.label, label_lag=config.label_lag,
+        label=config.label, label_lag=config.label_lag, part=(rank(), ranks()),
     )  # fmt: skip
+    network = replicated(model)
 
     def loss(audio: Tensor, visual: Tensor, present: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
-        return ccc_loss(model(audio, visual, present).float(), target, labelled)
+        return ccc_loss(*whole_batch(network(audio, visual, present).float(), target, labelled))
+
+    judged = [video for video in validation if has_label(video.labels).any()] or validation
+
+    def validate() -> np.ndarray:
+        videos, total = own(judged), StreamingCCC()
+        found = evaluate(model, audio_backbone, videos, runtime=runtime, label_lag=config.label_lag) if videos else None
+        for moments in of_all(found.moments if found else StreamingCCC()):
+            total.merge(moments)
+        return total.value()
 
     optimizer = sgd(model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov)
     identity = {
@@ -69,7 +85,7 @@ def fit_fusion(
     trainer = Trainer(
         model,
         Step(loss, optimizer, runtime),
-        lambda: evaluate(model, audio_backbone, validation, runtime=runtime, label_lag=config.label_lag).pooled,
+        validate,
         epochs=config.epochs,
         patience=config.patience,
         seed=config.seed,

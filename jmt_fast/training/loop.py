@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jmt_fast.errors import CheckpointError, JMTError
 from jmt_fast.training.checkpoints import RunFolder, first_line
+from jmt_fast.training.distributed import of_first, rank
 from jmt_fast.training.step import Step
 
 Progress = Callable[[int, int, str], None]
@@ -40,8 +41,8 @@ class FitResult:
 class Trainer:
     """Trains `module` with `step`; selection by the mean CCC of `validate()`, a float64 (2,).
 
-    All random numbers of an epoch come from (seed, epoch), so a resumed run goes on exactly as it would have. On a CPU
-    it ends with the same bits.
+    All random numbers of an epoch come from (seed, epoch) and the rank, so a resumed run goes on exactly as it would
+    have. On a CPU it ends with the same bits. Of several processes the first one reads and writes the folder.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Trainer:
         )  # fmt: skip
         if improved:
             self._best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        if self.folder:
+        if self.folder and rank() == 0:
             state = {
                 "module": self.module.state_dict(), "best": self._best, "step": self.step.state_dict(),
                 "history": self.history,
@@ -135,7 +136,7 @@ class Trainer:
     def _resume(self) -> None:
         if self.folder is None:
             raise ValueError("resume needs the folder of a run")
-        state = self.folder.load()
+        state = of_first(self.folder.load)
         if state is None:
             return
         try:
@@ -166,7 +167,7 @@ def _sum(losses: list[Tensor], sources: list[str], epoch: int, before: int) -> f
 
 @contextmanager
 def _random(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's random numbers (dropout) from (seed, epoch), and as they were afterwards."""
+    """PyTorch's random numbers (dropout) from (seed, epoch, rank), and as they were afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence((seed, epoch, rank())).generate_state(1, np.uint64)[0] >> 1))
         yield

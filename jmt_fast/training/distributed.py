@@ -1,0 +1,132 @@
+"""Training in several processes, one a device, as `torchrun` starts them; without it, one process alone.
+
+Each rank reads its own rows of every batch and computes the loss of the whole batch: a concordance is no mean of the
+concordances of parts. All ranks hold the same weights; only the first one writes and prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jmt_fast.runtime import Runtime
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # while others extract features; whoever dies is noticed by torchrun, which ends the rest
+
+
+def launched() -> bool:
+    """Whether `torchrun` started this process."""
+    return dist.is_torchelastic_launched()
+
+
+@contextmanager
+def processes(runtime: Runtime) -> Iterator[Runtime]:
+    """Join the other processes of `torchrun`; gives the runtime on this process's own device (cuda:LOCAL_RANK)."""
+    if not launched():
+        yield runtime
+        return
+    device = runtime.device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, number, count = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+    if os.environ["GROUP_WORLD_SIZE"] == "1":
+        # torchrun's store outlives a restart: without a place of its own, a new rank finds the addresses of dead ones.
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
+    try:
+        yield replace(runtime, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def restarted() -> bool:
+    """Whether `torchrun` has started the processes again because one had died; each host counts its own restarts."""
+    return any(of_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
+
+
+def own(items: Sequence[T]) -> list[T]:
+    """This rank's part of the items: every `ranks()`-th."""
+    return list(items[rank() :: ranks()])
+
+
+def of_all(value: T) -> list[T]:
+    """What each rank gave, in the order of the ranks; waits for all."""
+    if ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """What `make()` gives on the first rank, on all of them; what it raises is raised on all."""
+    if ranks() == 1:
+        return make()
+    result: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            result[0] = make()
+        except Exception as error:
+            result[1] = error
+    dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
+
+
+def replicated(module: nn.Module) -> nn.Module:
+    """The module with the first rank's weights, its gradients averaged over the ranks in every backward."""
+    return module if ranks() == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def whole_batch(prediction: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of all ranks, in the order of the ranks, each (B, L, ...) -> (ranks B, L, ...).
+
+    The batch, of one shape on all ranks, is the whole batch's: with them each rank computes the loss, and with
+    `replicated` the gradients, that a single process has. They travel as one tensor, a few kilobytes, which costs less
+    than the two rounds that stable sums of squares would take, and leaves the same roundings as in one process.
+    """
+    if ranks() == 1:
+        return prediction, target, labelled
+    dims = prediction.shape[-1]
+    rows = torch.cat((prediction, target.to(prediction.dtype), labelled[..., None].to(prediction.dtype)), -1)
+    gathered: Tensor = _Gathered.apply(rows)
+    return gathered[..., :dims], gathered[..., dims:-1], gathered[..., -1] > 0
+
+
+class _Gathered(torch.autograd.Function):
+    """(B, ...) on each rank -> (ranks B, ...) on all."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(ranks() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        # Every rank has the gradient of the one loss; `replicated` divides the sum over the ranks by their number.
+        return grad.unflatten(0, (ranks(), -1))[rank()] * ranks()
