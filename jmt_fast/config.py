@@ -27,8 +27,12 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """16 hex digits that change when any field changes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self.model_dump(mode="json"))
+
+
+def digest(values: Any) -> str:
+    """16 hex digits of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class JMTConfig(Config):

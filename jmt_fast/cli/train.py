@@ -43,8 +43,11 @@ class Stage(StrEnum):
 
 @app.command()
 def features(
-    data: Data,
     store: Annotated[Path, typer.Option(help="Folder of the feature store.")],
+    data: Annotated[Path | None, typer.Option(help="A manifest (CSV or Parquet), or an Aff-Wild2 folder.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only compare all that is in the store with its checksums.")
+    ] = False,
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between clips.")] = Stride.four,
@@ -53,6 +56,11 @@ def features(
     compile: CompileOption = None,
 ) -> None:
     """Extract the features of a collection into a store; a run that was interrupted goes on where it was."""
+    if check:
+        _check_store(store)
+        return
+    if data is None:
+        raise typer.BadParameter("a manifest or an Aff-Wild2 folder is needed", param_hint="--data")
     from jmt_fast.cli import show
     from jmt_fast.data import load
     from jmt_fast.features import Extractor, extract_all
@@ -66,6 +74,16 @@ def features(
         failed = extract_all(lambda: Extractor(config, networks, machine), opened, recordings, progress)
     print(f"features of {len(recordings) - len(failed)} videos in {opened.folder}")
     show.finish(failed, len(recordings))
+
+
+def _check_store(store: Path) -> None:
+    from jmt_fast.cli import show
+    from jmt_fast.features import check_store
+
+    with show.bar("Checking features") as progress:
+        count, bad = check_store(store, progress)
+    print(f"{count - len(bad)} of {count} files in {store} are as they were written")
+    show.finish(bad, count, "files")
 
 
 @app.command()

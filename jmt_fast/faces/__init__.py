@@ -2,14 +2,17 @@
 
 from jmt_fast.faces.crops import Cropper, find_people, looked_at
 from jmt_fast.faces.detector import DETECTORS, Detector, Faces, detector
-from jmt_fast.faces.track import Person, people
+from jmt_fast.faces.track import Person, choose, people
+from jmt_fast.faces.weights import IDENTITY
 
 __all__ = [
     "DETECTORS",
+    "IDENTITY",
     "Cropper",
     "Detector",
     "Faces",
     "Person",
+    "choose",
     "detector",
     "find_people",
     "looked_at",

@@ -6,7 +6,7 @@ any time, until a face appears at it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +85,17 @@ def people(found: Iterable[tuple[float, Faces]], timestamps: np.ndarray) -> list
     kept = [track for track in tracks if len(track.times) >= min(SIGHTINGS, looks)]
     kept.sort(key=lambda track: -track.weight)
     return [_spread(str(number), track, timestamps) for number, track in enumerate(kept)]
+
+
+def choose(found: Sequence[Person], name: str) -> Person | None:
+    """Who a collection means by `name`: a number, 0 being the largest; `left` or `right`, as seen, of the two largest;
+    `main`, the largest. None where nobody is that.
+    """
+    if name in ("left", "right") and len(found) > 1:
+        pair = sorted(found[:2], key=lambda person: person.boxes[person.valid][:, ::2].mean())
+        return pair[name == "right"]
+    number = "0" if name in ("left", "right", "main") else name
+    return next((person for person in found if person.id == number), None)
 
 
 def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:

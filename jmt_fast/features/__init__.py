@@ -1,5 +1,6 @@
 """Clips -> features through the frozen backbones, the store that keeps them, the sequences cut from them."""
 
+from jmt_fast.features.check import check_store
 from jmt_fast.features.collection import extract_all
 from jmt_fast.features.extract import Block, ClipStream, Extractor
 from jmt_fast.features.sequence import run_sequences
@@ -12,6 +13,7 @@ __all__ = [
     "FeatureStore",
     "StoreKey",
     "VideoFeatures",
+    "check_store",
     "extract_all",
     "run_sequences",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -17,7 +19,12 @@ from safetensors.torch import save
 from jmt_fast.config import Config, FeatureConfig, Stride
 from jmt_fast.data import Recording
 from jmt_fast.errors import DataError
+from jmt_fast.faces import IDENTITY
+from jmt_fast.media import COLOUR_RULE
 from jmt_fast.models import Backbones
+
+SUFFIX = ".safetensors"
+KEY_FILE = "key.json"
 
 
 @dataclass(frozen=True)
@@ -39,34 +46,57 @@ class VideoFeatures:
 
 
 class StoreKey(Config):
-    """Everything that changes a feature of a given source file."""
+    """Everything that changes a feature of a given source; what belongs to one source is in its `fingerprint`."""
 
     features: FeatureConfig
     weights: str  # digest of the two CNNs; the GRU runs on reading and does not count
     stride: Stride
     precision: str
-    format: int = 1  # raise when the arithmetic between file and feature changes
+    detector: str | None = None  # where faces are looked for
+    colour: str = COLOUR_RULE
+    format: int = 2  # raise when the arithmetic between file and feature changes
 
     @classmethod
     def of(cls, features: FeatureConfig, backbones: Backbones, stride: int, precision: str) -> StoreKey:
-        weights = backbones.feature_digest()
-        return cls.model_validate({"features": features, "weights": weights, "stride": stride, "precision": precision})
+        return cls.model_validate(
+            {
+                "features": features,
+                "weights": backbones.feature_digest(),
+                "stride": stride,
+                "precision": precision,
+                "detector": IDENTITY if features.region == "face" else None,
+            }
+        )
 
 
 def fingerprint(recording: Recording) -> str:
-    """Size and modification time of the files that a video's features come from."""
-    facts = []
-    for path in (recording.video, recording.sound, recording.crops):
+    """Size and modification time of the files that a video's features come from, a folder's rate, and the person."""
+    facts = [f"person {recording.person}"]
+    if recording.fps is not None:
+        facts.append(f"{recording.fps} fps")
+    for kind in ("video", "sound", "crops"):
+        path: Path | None = getattr(recording, kind)
         if path is not None:
             stat = path.stat()
-            facts.append(f"{stat.st_size}:{stat.st_mtime_ns}")
-    return ",".join(facts)
+            facts.append(f"{kind} {stat.st_size}:{stat.st_mtime_ns}")
+    return ", ".join(facts)
+
+
+def checksum(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> str:
+    """SHA-256 of all that a file holds: its tensors (contiguous, on the CPU) and the other `facts` beside them."""
+    state = hashlib.sha256(json.dumps(dict(sorted(facts.items()))).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 class FeatureStore:
     """`root/<key digest>/`: `key.json` and one safetensors file a video, each written whole or not at all.
 
-    A run that is interrupted keeps every video it had finished; a run with another key writes beside, not over.
+    A run that is interrupted keeps every video it had finished; a run with another key writes beside, not over. Each
+    file says whose features it holds (`name`, `key`, `source`) and their `checksum`, which `check_store` compares.
     """
 
     def __init__(self, root: str | Path, key: StoreKey) -> None:
@@ -74,17 +104,17 @@ class FeatureStore:
         self.folder = Path(root) / key.digest()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(self.folder / "key.json", json.dumps(key.model_dump(mode="json"), indent=1).encode())
+            _write_whole(self.folder / KEY_FILE, json.dumps(key.model_dump(mode="json"), indent=1).encode())
         except OSError as error:
             raise DataError(
                 f"{root}: the feature store cannot be written: {error.strerror}; pass another --store"
             ) from error
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{quote(name, safe='')}.safetensors"
+        return self.folder / f"{quote(name, safe='')}{SUFFIX}"
 
     def names(self) -> list[str]:
-        return sorted(unquote(path.stem) for path in self.folder.glob("*.safetensors"))
+        return sorted(unquote(path.stem) for path in self.folder.glob(f"*{SUFFIX}"))
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).is_file()
@@ -94,7 +124,7 @@ class FeatureStore:
         if recording.name not in self:
             return False
         with self._open(recording.name) as file:
-            return file.metadata().get("source") == fingerprint(recording)
+            return (file.metadata() or {}).get("source") == fingerprint(recording)
 
     def _open(self, name: str) -> safe_open:
         path = self._path(name)
@@ -125,16 +155,15 @@ class FeatureStore:
 
     def write(self, video: VideoFeatures, source: str = "") -> None:
         """Put one video's features on disk: all of them, or, when the disk is full, nothing."""
-        data = save(
-            {
-                "times": torch.tensor(video.times),
-                "visual": video.visual.contiguous(),
-                "audio": video.audio.contiguous(),
-                "timestamps": torch.tensor(video.timestamps),
-                "face": torch.tensor(video.face),
-            },
-            metadata={"source": source},
-        )
+        tensors = {
+            "times": torch.tensor(video.times),
+            "visual": video.visual.contiguous(),
+            "audio": video.audio.contiguous(),
+            "timestamps": torch.tensor(video.timestamps),
+            "face": torch.tensor(video.face),
+        }
+        facts = {"name": video.name, "key": self.key.digest(), "source": source}
+        data = save(tensors, metadata={**facts, "checksum": checksum(tensors, facts)})
         path = self._path(video.name)
         try:
             _write_whole(path, data)

@@ -1,8 +1,20 @@
 """Files in, frames and samples out, each with its exact time."""
 
+from jmt_fast.media.colour import RULE as COLOUR_RULE
 from jmt_fast.media.images import ImageFolder, images
 from jmt_fast.media.probe import AudioInfo, MediaInfo, probe
 from jmt_fast.media.sound import SoundReader, audio
 from jmt_fast.media.video import frames, select
 
-__all__ = ["AudioInfo", "ImageFolder", "MediaInfo", "SoundReader", "audio", "frames", "images", "probe", "select"]
+__all__ = [
+    "COLOUR_RULE",
+    "AudioInfo",
+    "ImageFolder",
+    "MediaInfo",
+    "SoundReader",
+    "audio",
+    "frames",
+    "images",
+    "probe",
+    "select",
+]

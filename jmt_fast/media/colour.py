@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.filter import Graph
 
+RULE = "bt601, range by pixel format, chroma in the middle"  # keys stored features: to change with what it says
 SETTINGS = "flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
 THREADS = min(4, os.cpu_count() or 1)  # slices of one frame; the result does not depend on it
 

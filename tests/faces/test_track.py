@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jmt_fast.faces import Faces, Person, people
+from jmt_fast.faces import Faces, Person, choose, people
 from jmt_fast.faces.track import BRIDGED, overlaps
 
 FPS, STEP = 30, 8
@@ -110,6 +110,19 @@ def test_nobody_is_never_valid() -> None:
     nobody = Person.nobody(7)
     assert (nobody.boxes.shape, nobody.points.shape) == ((7, 4), (7, 5, 2))
     assert not nobody.valid.any()
+
+
+def test_a_collection_names_its_people_by_number_or_side() -> None:
+    def person(number: str, x: float) -> Person:
+        boxes = np.array([[0, 0, 1, 1], [x, 0, x + 10, 10]], np.float32)  # the first frame is not valid
+        return Person(number, boxes, np.zeros((2, 5, 2), np.float32), np.array([False, True]))
+
+    found = [person("0", 50), person("1", 20), person("2", 0)]
+    chosen = {name: choose(found, name) for name in ("0", "2", "3", "left", "right", "main", "x")}
+    ids = {name: each and each.id for name, each in chosen.items()}
+    assert ids == {"0": "0", "2": "2", "3": None, "left": "1", "right": "0", "main": "0", "x": None}
+    alone = choose(found[:1], "left")
+    assert alone is not None and alone.id == "0"
 
 
 def test_overlaps() -> None:

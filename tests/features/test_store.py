@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,11 @@ def test_every_cause_of_another_feature_has_another_key(tmp_path: Path) -> None:
         key(stride=4),
         key(precision="bf16"),
         key(features=SMALL.model_copy(update={"frames": FrameConfig(resize=40, crop=32)})),
+        key(features=SMALL.model_copy(update={"frames": FrameConfig(resize=32, crop=32, std=(0.2, 0.2, 0.2))})),
         key(features=SMALL.model_copy(update={"sound": SMALL.sound.model_copy(update={"mean_db": 0.0})})),
+        key(features=SMALL.model_copy(update={"region": "none"})),
+        key(detector="another"),
+        key(colour="bt709"),
     ]
     assert len({each.digest() for each in [key(), *other]}) == len(other) + 1
     FeatureStore(tmp_path, key()).write(video())
@@ -81,16 +86,45 @@ def test_the_key_follows_the_cnn_weights_and_not_the_gru() -> None:
     assert StoreKey.of(SMALL, backbones, 8, "fp32") != first
 
 
+def test_the_key_says_who_finds_faces_where_faces_are_looked_for() -> None:
+    backbones = load_backbones(SMALL, "random", seed=1)
+    assert StoreKey.of(SMALL, backbones, 8, "fp32").detector is None
+    with_faces = StoreKey.of(SMALL.model_copy(update={"region": "face"}), backbones, 8, "fp32")
+    assert with_faces.detector is not None and "centerface" in with_faces.detector
+
+
 def test_a_changed_source_is_extracted_again(tmp_path: Path) -> None:
-    source = tmp_path / "a.mp4"
+    source, sound, crops = tmp_path / "a.mp4", tmp_path / "a.wav", tmp_path / "crops"
     source.write_bytes(b"one")
-    recording = Recording("a", source)
+    sound.write_bytes(b"")
+    crops.mkdir()
+    recording = Recording("a", source, fps=25.0)
     store = FeatureStore(tmp_path / "store", key())
     assert not store.has(recording)
     store.write(video("a"), fingerprint(recording))
     assert store.has(recording)
+    for change in ({"sound": sound}, {"crops": crops}, {"fps": 30.0}, {"person": "1"}):
+        assert not store.has(replace(recording, **change))
     source.write_bytes(b"other")
     assert not store.has(recording)
+
+
+def test_reading_maps_the_file(tmp_path: Path) -> None:
+    """Nothing is read until it is used: 600 videos of a collection need not fit into memory."""
+    store = FeatureStore(tmp_path, key())
+    clips = 20_000  # 46 MB
+    store.write(video(clips=clips))
+    before = resident()
+    read = store.read("a")
+    assert resident() - before < 16e6
+    assert read.visual[-1].isfinite().all()
+    assert float(read.visual.sum()) + float(read.audio.sum()) != 0  # now it is
+    assert resident() - before > 40e6
+
+
+def resident() -> int:
+    """Bytes of memory of this process, file pages that it has touched included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
