@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from jmt_fast.config import FrameConfig, VisualTraining
 from jmt_fast.data import Recording
 from jmt_fast.data.graph import ClipGraph
-from jmt_fast.features.frames import ahead
 from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
-from jmt_fast.training.clips import ClipCache
+from jmt_fast.training.clips import ClipLoader, ClipReader, Clips, open_clips
 from jmt_fast.training.loop import FitResult, Progress, Trainer
 from jmt_fast.training.loss import StreamingCCC, ccc_loss
 from jmt_fast.training.step import Step, precision, sgd
@@ -62,10 +61,11 @@ def fit_visual(
 ) -> FitResult:
     """SGD (or Adam) on the CCC loss of batches of clips; the linear head is dropped, `backbone` gets the best weights.
 
-    The frames that the labelled clips need are decoded once into a temporary file (in `out` where given). Clips are
-    shuffled over all videos; random crop and flip are the same for all frames of a clip; an incomplete last batch is
-    left out. Validation takes the centre crop and compares clips, not frames: mean CCC over all labelled clips selects
-    the epoch. On a CPU always in FP32, not compiled. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
+    The frames that the labelled clips need are decoded once into a temporary file (in `out` where given), or, where the
+    disk has no room for them, anew each time. Clips are shuffled over all videos; random crop and flip are the same for
+    all frames of a clip; an incomplete last batch is left out. Validation takes the centre crop and compares clips, not
+    frames: mean CCC over all labelled clips selects the epoch. On a CPU always in FP32, not compiled. With `out`:
+    `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
 
     Raises:
         DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
@@ -83,8 +83,10 @@ def fit_visual(
     with TemporaryDirectory(prefix="frames-", dir=out) as temporary:
         graph = ClipGraph(frames, device=runtime.device)
         clips, held_out = (
-            ClipCache(
-                Path(temporary) / name, recordings, graph, config.stride, config.label, config.label_lag, progress
+            open_clips(
+                Path(temporary) / name,
+                ClipReader(recordings, graph, config.stride, config.label, config.label_lag, progress),
+                progress,
             )
             for name, recordings in (("train", train), ("validation", validation))
         )  # fmt: skip
@@ -100,30 +102,6 @@ def fit_visual(
             progress=progress,
         )
         return trainer.fit(loader.epoch, lambda epoch: len(loader), resume)
-
-
-class ClipLoader:
-    """Batches of augmented clips; all that is random depends on (seed, epoch) alone. The next batch is made ahead."""
-
-    def __init__(self, clips: ClipCache, batch: int, seed: int) -> None:
-        self._clips = clips
-        self._batch = min(batch, len(clips))
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._clips) // self._batch
-
-    def epoch(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        return ahead(self._made(epoch))
-
-    def _made(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._clips))
-        for number in range(len(self)):
-            chosen = order[number * self._batch : (number + 1) * self._batch]
-            x, y = random.random((2, len(chosen)))
-            pictures = self._clips.inputs(chosen, x, y, random.random(len(chosen)) < 0.5)
-            yield f"clips {chosen[0]}, ...", (pictures, torch.from_numpy(self._clips.targets[chosen]))
 
 
 def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtime: Runtime) -> Step:
@@ -148,7 +126,7 @@ def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtim
 
 
 @torch.no_grad()
-def _validate(network: VisualRegressor, clips: ClipCache, batch: int, runtime: Runtime) -> np.ndarray:
+def _validate(network: VisualRegressor, clips: Clips, batch: int, runtime: Runtime) -> np.ndarray:
     result = StreamingCCC()
     for start in range(0, len(clips), batch):
         chosen = np.arange(start, min(start + batch, len(clips)))
@@ -159,7 +137,7 @@ def _validate(network: VisualRegressor, clips: ClipCache, batch: int, runtime: R
 
 
 def _folder(
-    out: str | Path, backbone: VisualBackbone, config: VisualTraining, clips: ClipCache, runtime: Runtime
+    out: str | Path, backbone: VisualBackbone, config: VisualTraining, clips: Clips, runtime: Runtime
 ) -> RunFolder:
     def save_best(folder: Path) -> None:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}

@@ -19,8 +19,8 @@ from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import fit_visual
-from jmt_fast.training.clips import ClipCache
-from jmt_fast.training.visual import ClipLoader, VisualRegressor
+from jmt_fast.training.clips import ClipCache, ClipLoader, ClipReader
+from jmt_fast.training.visual import VisualRegressor
 
 FRAMES = FrameConfig(resize=28, crop=24)
 
@@ -67,7 +67,7 @@ def test_the_cache_holds_the_clips_of_labelled_frames(
     make_recording: Callable[..., Recording], graph: ClipGraph, tmp_path: Path
 ) -> None:
     recordings = [make_recording("a", unlabelled=slice(40, 70)), make_recording("b", frames=61)]
-    cache = ClipCache(tmp_path / "cache", recordings, graph, stride=8)
+    cache = ClipCache(tmp_path / "cache", ClipReader(recordings, graph, stride=8))
     expected, targets = [], []
     for recording in recordings:
         opened = OpenRecording(recording)
@@ -95,7 +95,7 @@ def test_the_cache_holds_the_clips_of_labelled_frames(
 def test_augmentation_is_the_same_for_all_frames_of_a_clip(
     make_recording: Callable[..., Recording], graph: ClipGraph, tmp_path: Path
 ) -> None:
-    cache = ClipCache(tmp_path / "cache", [make_recording("a")], graph, stride=16)
+    cache = ClipCache(tmp_path / "cache", ClipReader([make_recording("a")], graph, stride=16))
     loader = ClipLoader(cache, batch=4, seed=0)
 
     def slopes(epoch: int) -> torch.Tensor:
@@ -125,13 +125,13 @@ def test_missing_frames_are_black_and_lost_videos_are_passed_over(
     with_crops = replace(good, name="crops", crops=crops)
     broken = replace(good, name="broken", video=tmp_path / "none.mp4")
     with pytest.warns(UserWarning, match=r"none\.mp4.*training goes on without it"):
-        cache = ClipCache(tmp_path / "cache", [broken, with_crops], graph, stride=32)
+        cache = ClipCache(tmp_path / "cache", ClipReader([broken, with_crops], graph, stride=32))
     assert len(cache) == 3
     black = [[not picture.any() for picture in cache.frames(clip)] for clip in range(3)]
     assert all(black[0])
     assert black[2] == [index <= 40 for index in range(35, 64, 4)]
     with pytest.warns(UserWarning), pytest.raises(DataError, match="no labelled clip in 1 recordings"):
-        ClipCache(tmp_path / "cache", [broken], graph, stride=32)
+        ClipReader([broken], graph, stride=32)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_learns_from_files(make_recording: Callable[..., Recording], tmp_path: P
     saved = load_file(tmp_path / "run" / "best" / "visual.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "last.pt", "metrics.jsonl"]
-    assert seen[0][2].startswith("frames of train0") and seen[-1][:2] == (5000, 5000)
+    assert seen[0][2].startswith("clips of train0") and seen[-1][:2] == (5000, 5000)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(make_recording: Callable[..., Recording], tmp_path: Path) -> None:
@@ -176,4 +176,4 @@ def test_a_resumed_run_ends_with_the_same_bits(make_recording: Callable[..., Rec
 def test_no_room_for_the_frames(make_recording: Callable[..., Recording], tmp_path: Path) -> None:
     recordings = [make_recording("a")]
     with pytest.raises(JMTError, match="cannot keep resized frames"):
-        ClipCache(Path("/dev/full"), recordings, ClipGraph(FRAMES, threads=1), stride=8)
+        ClipCache(Path("/dev/full"), ClipReader(recordings, ClipGraph(FRAMES, threads=1), stride=8))
