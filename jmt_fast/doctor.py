@@ -75,7 +75,8 @@ def _decoder() -> Finding:
     if decoder.missing:
         return Finding("video decoder", "PyAV (FFmpeg) on the CPU", f"no NVDEC: {decoder.missing}")
     if codecs := decoder.codecs():
-        return Finding("video decoder", f"NVDEC for 8-bit 4:2:0 {', '.join(codecs)}; else PyAV", "its driver says so")
+        choice = f"NVDEC for 8-bit 4:2:0 {', '.join(codecs)}; else PyAV"
+        return Finding("video decoder", choice, "its driver says so, and a trial decode came out right")
     return Finding("video decoder", "PyAV (FFmpeg) on the CPU", decoder.refuses("h264", 640, 360) or "NVDEC knows none")
 
 

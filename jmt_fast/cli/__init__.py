@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Annotated
@@ -31,13 +32,18 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback behind an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show who decodes each file and why, and the traceback behind an error.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     global _debug
     _debug = debug
+    if debug:
+        logging.basicConfig(format="debug: %(message)s")
+        logging.getLogger("jmt_fast").setLevel(logging.DEBUG)
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:

@@ -15,7 +15,7 @@ from jmt_fast.data.recording import OpenRecording
 from jmt_fast.data.windows import clip_frames, clip_times
 from jmt_fast.errors import MediaError
 from jmt_fast.faces import Cropper, Detector, Person, choose, detector, find_people, looked_at
-from jmt_fast.features.frames import FrameSource, ahead, decodes_in_graph
+from jmt_fast.features.frames import FrameSource, ahead, choose_decoder
 from jmt_fast.features.store import VideoFeatures
 from jmt_fast.models import Backbones, fast_inference
 from jmt_fast.runtime import Runtime
@@ -127,7 +127,8 @@ class ClipStream:
         graph, config, cropper = extractor.graph, extractor.config, None
         if person is not None or (config.region == "none" and recording.recording.crops is None):
             cropper = Cropper(config.frames, graph.device, person)
-        self._source = FrameSource(recording, self._wanted, graph, decodes_in_graph(recording, graph), cropper)
+        in_graph = choose_decoder(recording, graph, cropper).gpu
+        self._source = FrameSource(recording, self._wanted, graph, in_graph, cropper)
 
     def _plan(self, timestamps: np.ndarray) -> None:
         self.timestamps = timestamps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,7 +15,9 @@ from jmt_fast.data.graph import ClipGraph, can_decode
 from jmt_fast.data.recording import OpenRecording
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import Cropper
+from jmt_fast.media.route import Route
 
+log = logging.getLogger(__name__)
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
 BLACK = np.zeros((16, 16, 3), np.uint8)
 Chunk = list[tuple[int, np.ndarray | None]]
@@ -28,7 +31,7 @@ class FrameSource:
     `wanted` int64 (W,), sorted: every frame index that will be asked for. `missing` collects the indices of frames that
     could not be had, which are black. `ended` is None, or the number of frames when the stream was shorter than its
     index says. With `in_graph` the media graph decodes; where it gives up, the frames from there on come from PyAV.
-    With a `cropper` PyAV decodes, and what it cuts out of a frame takes the place of the graph's centre square.
+    Else PyAV decodes, and with a `cropper` what it cuts out of a frame takes the place of the graph's centre square.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class FrameSource:
         self._cropper = cropper
         self._ready: dict[int, torch.Tensor] = {}  # frame index -> (3, crop, crop), in increasing order
         self._next = 0  # position in `wanted` of the first frame that is not ready
-        self._source = self._decoded() if in_graph and cropper is None else self._fed()
+        self._source = self._decoded() if in_graph else self._fed()
 
     def clips(self, rows: np.ndarray) -> torch.Tensor:
         """Frame indices (n, 8) -> float32 (n, 3, 8, crop, crop) on the graph's device. Later calls never go back.
@@ -86,7 +89,8 @@ class FrameSource:
                 here = here[here < first + len(frames)]
                 if len(here):
                     yield here.tolist(), [], frames[torch.from_numpy(here - first).to(frames.device)]
-        except MediaError:  # the probe promised what the stream does not keep: PyAV says what is there
+        except MediaError as error:  # the probe promised what the stream does not keep: PyAV says what is there
+            log.debug("%s; PyAV from there on", error)
             yield from self._fed()
 
     def _fed(self) -> Iterator[Prepared]:
@@ -112,13 +116,26 @@ class FrameSource:
         return tensors
 
 
-def decodes_in_graph(recording: OpenRecording, graph: ClipGraph) -> bool:
-    """On a GPU the graph decodes what NVDEC knows; on a CPU PyAV is faster, as it skips frames before conversion."""
-    return (
-        graph.device.type == "cuda"
-        and recording.recording.crops is None
-        and can_decode(recording.info, graph.device)[0]
-    )
+def choose_decoder(recording: OpenRecording, graph: ClipGraph, cropper: Cropper | None) -> Route:
+    """On a GPU the graph decodes what NVDEC knows; on a CPU PyAV is faster, as it skips frames before conversion.
+
+    Told to the logger at level DEBUG.
+    """
+    chosen = _decoder(recording, graph, cropper)
+    log.debug("%s: %s", recording.recording.video, chosen.reason)
+    return chosen
+
+
+def _decoder(recording: OpenRecording, graph: ClipGraph, cropper: Cropper | None) -> Route:
+    if recording.recording.crops is not None:
+        return Route(False, "prepared face crops, JPEGs decoded on the CPU")
+    if recording.stills is not None:
+        return Route(False, "pictures, decoded on the CPU")
+    if graph.device.type != "cuda":
+        return Route(False, "PyAV on the CPU: no GPU is used")
+    if cropper is not None:
+        return Route(False, "PyAV on the CPU: crops are cut out of whole frames")
+    return Route(*can_decode(recording.info, graph.device))
 
 
 def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:

@@ -1,6 +1,7 @@
 """Which decoder reads a file, and why: NVDEC on a GPU, or PyAV on the CPU.
 
-What NVDEC can do is asked of the driver for the very codec, chroma, depth and size, not looked up in a table of GPUs.
+What NVDEC can do is asked of the driver for the very codec, chroma, depth and size, not looked up in a table of GPUs;
+and a tiny clip made on the spot must come out right before any file goes there.
 """
 
 from __future__ import annotations
@@ -102,8 +103,13 @@ def _size(size: tuple[int, int]) -> str:
 
 @lru_cache(maxsize=16)
 def nvdec(device: int = 0) -> Nvdec:
-    """The decoder of a GPU, opened once a process."""
-    return Nvdec(device)
+    """The decoder of a GPU, opened and tried out once a process."""
+    decoder = Nvdec(device)
+    if decoder.missing is None:
+        from jmt_fast.media.dali import trial  # slow to import, and of use only where there is a GPU
+
+        decoder.missing = trial(device)
+    return decoder
 
 
 def route(info: MediaInfo, decoder: Nvdec) -> Route:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +108,20 @@ def test_a_stream_without_any_frame(graph: ClipGraph) -> None:
     source = FrameSource(Frames(end=0), np.arange(8), graph)
     assert not len(source.clips(np.arange(8)[None]))
     assert source.ended == 0
+
+
+def test_debug_says_who_decodes_and_why(film: Callable[..., Path], small_checkpoint: Path, tmp_path: Path) -> None:
+    video = film()
+    command = [
+        sys.executable,
+        "-m",
+        "jmt_fast",
+        "--debug",
+        "predict",
+        str(video),
+        "--checkpoint",
+        str(small_checkpoint),
+    ]
+    command += ["--checkpoint", str(small_checkpoint), "--out", str(tmp_path), "--device", "cpu"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stderr.splitlines() == [f"debug: {video}: PyAV on the CPU: no GPU is used"]

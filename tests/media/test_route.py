@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jmt_fast.media import probe, route
+from jmt_fast.media import dali, probe, route
 
 
 class Driver:
@@ -93,3 +93,36 @@ def test_without_the_libraries(film, monkeypatch, library):
     decoder = route.Nvdec()
     assert library in (decoder.missing or "") and decoder.codecs() == []
     assert library in route.route(probe(film()), decoder).reason
+
+
+@pytest.mark.parametrize(("encoder", "suffix"), [("libvpx-vp9", "webm"), ("libvpx", "mkv")])
+def test_a_trial_decode_comes_out_right(encoder, suffix):
+    """By the same reader on the CPU, which knows these codecs only."""
+    assert dali.trial(None, encoder, suffix) is None
+
+
+def test_a_trial_says_what_went_wrong(monkeypatch):
+    assert "a trial decode fails: " in (dali.trial(None, "libx264", "mp4") or "")  # DALI's CPU decoder has no H.264
+    assert "no clip for a trial decode can be made" in (dali.trial(None, "no such codec", "mp4") or "")
+    right = dali.reader
+
+    def stale(*arguments):
+        """The second frame in the place of all."""
+        return tuple(node if rank else node[1:2] for rank, node in enumerate(right(*arguments)))
+
+    monkeypatch.setattr(dali, "reader", stale)
+    assert "gives 1 frames of 8" in (dali.trial(None, "libvpx-vp9", "webm") or "")
+    monkeypatch.setattr(dali, "reader", lambda *arguments: (right(*arguments)[0] // 2,))
+    assert "other pictures" in (dali.trial(None, "libvpx-vp9", "webm") or "")
+
+
+def test_nvdec_is_tried_once_and_not_used_where_it_fails(film, gpu, monkeypatch):
+    tried = []
+    monkeypatch.setattr(dali, "trial", lambda device: tried.append(device) or "a trial decode fails: out of order")
+    route.nvdec.cache_clear()
+    try:
+        for _ in range(2):
+            assert "out of order" in route.route(probe(film()), route.nvdec(0)).reason
+    finally:
+        route.nvdec.cache_clear()
+    assert tried == [0]

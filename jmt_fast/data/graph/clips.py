@@ -16,6 +16,7 @@ from jmt_fast.config import FrameConfig, SpectrogramConfig
 from jmt_fast.data.graph import ops
 from jmt_fast.data.graph.decode import decoded
 from jmt_fast.errors import DataError
+from jmt_fast.media.dali import reason
 
 if TYPE_CHECKING:
     from jmt_fast.media import MediaInfo
@@ -183,7 +184,7 @@ class _Stage:
                 self._pipeline = None
                 if not isinstance(error, RuntimeError):
                     raise
-                message = f"media graph on {self._device}: {ops.reason(error)}; try fewer or smaller frames a call"
+                message = f"media graph on {self._device}: {reason(error)}; try fewer or smaller frames a call"
                 raise DataError(message) from error
 
 

@@ -12,6 +12,7 @@ from nvidia.dali import Pipeline, fn
 from jmt_fast.config import FrameConfig
 from jmt_fast.data.graph import ops
 from jmt_fast.errors import MediaError
+from jmt_fast.media.dali import reader, reason
 from jmt_fast.media.route import nvdec, route
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def decoded(
             if first + AHEAD * block < info.frames:
                 pipeline.schedule_run()
     except RuntimeError as error:
-        raise MediaError(f"{info.path}: decoding fails after frame {first}: {ops.reason(error)}; {_REMEDY}") from error
+        raise MediaError(f"{info.path}: decoding fails after frame {first}: {reason(error)}; {_REMEDY}") from error
 
 
 _REMEDY = "use the PyAV decoder, or re-encode the file"
@@ -81,15 +82,8 @@ def _open(info: MediaInfo, config: FrameConfig, device: torch.device, threads: i
     start, end = ops.crop_region((info.height, info.width), config.resize, config.crop, 0.5, 0.5)
 
     def define() -> tuple[Any, ...]:
-        reader: Any = fn.experimental.readers.video(  # three outputs, which DALI's own annotations do not know
-            name="video",
-            device="gpu" if device.type == "cuda" else "cpu",
-            filenames=[str(info.path)],
-            sequence_length=1,  # a frame is a sample: the operators behind spread samples over the cores
-            enable_frame_num="sequence",
-            enable_timestamps=True,
-        )
-        video, numbers, times = reader
+        # a frame is a sample: the operators behind spread samples over the cores
+        video, numbers, times = reader(info.path, "gpu" if device.type == "cuda" else "cpu", length=1)
         pixels = ops.resize(fn.squeeze(video, axes=[0]), [config.crop] * 2, start, end)
         return ops.normalise(pixels, config), numbers, times, video.shape(device="cpu")
 
@@ -98,7 +92,7 @@ def _open(info: MediaInfo, config: FrameConfig, device: torch.device, threads: i
         frames = pipeline.reader_meta("video")["epoch_size"]
     except RuntimeError as error:
         # DALI prints the cause on stderr and raises that it has no samples.
-        raise MediaError(f"{info.path}: the media graph cannot open it ({ops.reason(error)}); {_REMEDY}") from error
+        raise MediaError(f"{info.path}: the media graph cannot open it ({reason(error)}); {_REMEDY}") from error
     if frames != info.frames:
         raise MediaError(f"{info.path}: {frames} frames in the media graph, {info.frames} in the probe; {_REMEDY}")
     return pipeline

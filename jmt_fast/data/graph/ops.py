@@ -31,12 +31,6 @@ def build(define: Callable[[], Any], device: torch.device, threads: int, batch: 
     return pipeline
 
 
-def reason(error: RuntimeError) -> str:
-    """The line of a DALI error that says what went wrong; the rest is a traceback of the graph's definition."""
-    lines = [line.strip() for line in str(error).split("encountered:")[-1].splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def fed(name: str, dtype: DALIDataType, ndim: int, layout: str | None = None, copy: bool = True) -> Any:
     """A batch that the caller feeds from host memory by `name`."""
     return fn.external_source(name=name, dtype=dtype, ndim=ndim, layout=layout, no_copy=not copy)
