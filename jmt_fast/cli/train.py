@@ -25,6 +25,7 @@ from jmt_fast.cli.options import (
     given,
     runtime,
 )
+from jmt_fast.cli.predict import Crop
 
 if TYPE_CHECKING:
     from jmt_fast.config import AudioTraining, FeatureConfig, FusionTraining, JMTConfig, VisualTraining
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from jmt_fast.models import Backbones
     from jmt_fast.runtime import Runtime
 
+CropOption = Annotated[
+    Crop | None,
+    typer.Option(
+        help="What to see of a raw video's frame: an upright face, the centre square, or all of it.",
+        show_default="the backbones', center for new ones",
+    ),
+]
 BASELINES = ("audio", "visual", "concat", "cross_attention")
 
 
@@ -50,6 +58,7 @@ def features(
     ] = False,
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
+    crop: CropOption = None,
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between clips.")] = Stride.four,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
@@ -67,7 +76,7 @@ def features(
     from jmt_fast.training.experiment import open_store
 
     recordings = load(data)
-    config, networks = _backbones(backbones, preset, recordings)
+    config, networks = _backbones(backbones, preset, recordings, crop)
     machine = runtime(device, precision, compile)
     opened = open_store(store, config, networks, int(stride), machine)
     with show.bar("Extracting features") as progress:
@@ -93,6 +102,7 @@ def train(
     stage: Annotated[Stage, typer.Argument(help="What to train: the fusion, or a backbone before it.")] = Stage.fusion,
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
+    crop: CropOption = None,
     model: Annotated[str, typer.Option(help="jmt, literal, abaw6, audio, visual, concat or cross_attention.")] = "jmt",
     set: Annotated[
         list[str] | None, typer.Option(help="FIELD=VALUE of the model's or the training's configuration.")
@@ -122,9 +132,12 @@ def train(
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)
     recordings = load(data)
-    config, networks = _backbones(backbones, preset, recordings)
+    config, networks = _backbones(backbones, preset, recordings, crop)
     store = store or out / "features"
     if stage is Stage.visual:
+        if crop not in (None, Crop.middle) and not all(recording.crops for recording in recordings):
+            reason = "`train visual` sees the centre square of raw videos, or face crops that were prepared"
+            raise typer.BadParameter(reason, param_hint="--crop")
         _train_visual(out, recordings, config, networks, _configure([VisualTraining], [options], set)[0], machine)
     elif stage is Stage.audio:
         _train_audio(
@@ -279,7 +292,9 @@ def evaluate(
     show.finish(labelled.failed, len(recordings))
 
 
-def _backbones(weights: str, preset: str, recordings: list[Recording]) -> tuple[FeatureConfig, Backbones]:
+def _backbones(
+    weights: str, preset: str, recordings: list[Recording], crop: Crop | None
+) -> tuple[FeatureConfig, Backbones]:
     """The feature configuration and the backbones; a folder brings its own configuration.
 
     What learns from prepared face crops is to look for faces in raw videos later.
@@ -293,7 +308,9 @@ def _backbones(weights: str, preset: str, recordings: list[Recording]) -> tuple[
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--preset") from error
     config = chosen if weights in ("pretrained", "random") else load_feature_config(Path(weights))
-    if all(recording.crops for recording in recordings):
+    if crop is not None:
+        config = config.model_copy(update={"region": crop.value})
+    elif all(recording.crops for recording in recordings):
         config = config.model_copy(update={"region": "face"})
     return config, load_backbones(config, weights)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from jmt_fast.errors import JMTError
+from jmt_fast.runtime import Runtime
 
 POINTS = ("left eye", "right eye", "nose", "left corner of the mouth", "right corner of the mouth")  # as seen
 
@@ -41,17 +41,17 @@ class Detector(Protocol):
         """Faces on each picture, (H, W, 3) uint8 RGB; the pictures of one call have one size."""
 
 
-def _centerface(device: torch.device) -> Detector:
+def _centerface(runtime: Runtime) -> Detector:
     from jmt_fast.faces.centerface import CenterFace
 
-    return CenterFace.pretrained(device)
+    return CenterFace.pretrained(runtime.device, runtime.dtype)
 
 
-DETECTORS: dict[str, Callable[[torch.device], Detector]] = {"centerface": _centerface}
+DETECTORS: dict[str, Callable[[Runtime], Detector]] = {"centerface": _centerface}
 
 
-def detector(name: str = "centerface", device: torch.device | str = "cpu") -> Detector:
+def detector(runtime: Runtime, name: str = "centerface") -> Detector:
     """A detector by name, with its weights. Raises JMTError for an unknown name or weights that cannot be had."""
     if name not in DETECTORS:
         raise JMTError(f"unknown face detector {name!r}: choose one of {', '.join(DETECTORS)}")
-    return DETECTORS[name](torch.device(device))
+    return DETECTORS[name](runtime)

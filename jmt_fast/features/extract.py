@@ -62,7 +62,7 @@ class Extractor:
 
     @cached_property
     def _detector(self) -> Detector:
-        return detector(device=self.runtime.device)
+        return detector(self.runtime)
 
     def looks_for_faces(self, recording: OpenRecording) -> bool:
         """Prepared crops are faces already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -143,6 +144,19 @@ def test_a_batch_gives_what_single_pictures_give(finder: CenterFace, scene: Scen
         [alone] = finder([picture])
         np.testing.assert_allclose(faces.boxes, alone.boxes, atol=1e-3)
         np.testing.assert_allclose(faces.points, alone.points, atol=1e-3)
+
+
+def test_in_bf16_faces_are_where_they_are_in_fp32(net: CenterFaceNet, finder: CenterFace, scene: Scene) -> None:
+    low = CenterFace(copy.deepcopy(net), dtype=torch.bfloat16)
+    for size in ((640, 360), (1280, 720)):
+        large = size[0] // 640
+        squares = [(20 * large, 30 * large, 60 * large), (200 * large, 90 * large, 72 * large)]
+        [exact], [found] = (find([scene(squares, size)]) for find in (finder, low))
+        sides = np.array([side for _, _, side in squares])[:, None]
+        assert len(found) == len(exact) == 2
+        order = [int(np.argmin(np.abs(found.boxes[:, 0] - left))) for left in exact.boxes[:, 0]]
+        assert (np.linalg.norm(found.points[order] - exact.points, axis=2) / sides).max() < 0.03
+        assert (np.abs(found.boxes[order] - exact.boxes) / sides).max() < 0.06
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 200), (200, 7), (2000, 3)])

@@ -15,6 +15,7 @@ import torch
 
 from jmt_fast.errors import JMTError
 from jmt_fast.faces import detector, weights
+from jmt_fast.runtime import Runtime
 
 CONTENT = b"a network"
 
@@ -87,4 +88,4 @@ def test_without_them_the_error_says_what_to_do(index: Index, wheel: bytes | Non
 
 def test_an_unknown_detector_is_named() -> None:
     with pytest.raises(JMTError, match="unknown face detector 'haar': choose one of centerface"):
-        detector("haar")
+        detector(Runtime.choose("cpu"), "haar")

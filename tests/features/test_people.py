@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from jmt_fast.cli import app
+from jmt_fast.cli import train as train  # registers the command
 from jmt_fast.config import FeatureConfig
 from jmt_fast.data import Recording
 from jmt_fast.faces import DETECTORS, Faces
@@ -54,3 +57,17 @@ def test_each_person_has_features_of_its_own(
     assert not torch.equal(visual["0"], visual["1"])
     assert torch.equal(visual["left"], visual["0"]) and torch.equal(visual["right"], visual["1"])
     assert list(failed) == ["7"] and "no person '7', its people are 0, 1; correct the manifest" in failed["7"]
+
+
+def test_the_crop_is_chosen_on_the_command_line(film: Callable[..., Path], tmp_path: Path) -> None:
+    manifest, run = tmp_path / "manifest.csv", CliRunner().invoke
+    manifest.write_text(f"video,annotation,split\n{film()},,train\n")
+    given = ["--data", str(manifest), "--backbones", "random", "--preset", "demo", "--device", "cpu"]
+    regions = []
+    for crop in ([], ["--crop", "none"]):
+        assert run(app, ["features", "--store", str(tmp_path / f"store{len(crop)}"), *given, *crop]).exit_code == 0
+        [key] = (tmp_path / f"store{len(crop)}").glob("*/key.json")
+        regions.append(StoreKey.model_validate_json(key.read_text()).features.region)
+    assert regions == ["center", "none"]
+    refused = run(app, ["train", "visual", "--out", str(tmp_path / "run"), *given, "--crop", "face"])
+    assert refused.exit_code == 2 and "centre square" in refused.stderr
