@@ -14,6 +14,7 @@ quarter turn, and never mirrors it.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -30,6 +31,7 @@ from jmt_fast.media.container import ignore_others, open_media, packets, tick
 from jmt_fast.media.probe import MediaInfo, probe, video_stream
 
 SAME_TIME = 1e-6  # seconds
+SPARED = ("h264", "hevc")  # codecs whose decoders can leave out frames that no other refers to
 SEEK_FRAMES = 50  # a keyframe this far in is worth a seek
 
 
@@ -57,42 +59,69 @@ def select(
     """Yield (index, seconds, frame) for the wanted frames of a video; frame (H, W, 3) uint8 RGB, rotation applied.
 
     `indices` must ascend strictly (else ValueError) and are read lazily. Decoding is linear, from the last keyframe
-    before the first wanted frame; only wanted frames are converted. Frames that cannot be decoded are left out, and the
-    iteration ends with the stream. Raises MediaError if the file cannot be opened or none of its frames can be decoded.
+    before the first wanted frame; only wanted frames are converted, and of H.264 and HEVC those are not decoded that
+    are neither wanted nor referred to. Frames that cannot be decoded are left out, and the iteration ends with the
+    stream. Raises MediaError if the file cannot be opened or none of its frames can be decoded.
     """
     path = Path(path)
-    wanted = _ascending(indices)
-    first = next(wanted, None)
-    if first is None:
+    wanted = _Wanted(indices)
+    if wanted.first is None:
         return
     info = info or probe(path)
-    if first >= info.frames:
+    if wanted.first >= info.frames:
         return
     to_rgb = ToRGB()
     turns = -info.rotation // 90  # numpy turns counter-clockwise
     width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
-    target: int | None = first
     decoded = False
-    for index, frame in _decode(path, info, first):
+    for index, frame in _decode(path, info, wanted):
         decoded = True
-        while target is not None and target < index:
-            target = next(wanted, None)
-        if target == index:
+        wanted.pass_by(index)
+        if wanted.first == index:
             # A stream may change its size on the way: every frame comes out in the size that `probe` tells.
             rgb = to_rgb(frame, width, height)
             yield index, float(info.timestamps[index]), np.ascontiguousarray(np.rot90(rgb, turns))
-            target = next(wanted, None)
-        if target is None:
+            wanted.pass_by(index + 1)
+        if wanted.first is None:
             return
     if not decoded:
         raise MediaError(f"{path}: none of its {info.codec} frames can be decoded; convert or record the file again")
 
 
-def _ascending(indices: Iterable[int]) -> Iterator[int]:
-    for before, index in pairwise(chain([-1], indices)):
-        if index <= before:
-            raise ValueError(f"indices must be >= 0 and ascend strictly, got {index} after {before}")
-        yield int(index)
+class _Wanted:
+    """Ascending indices of frames, read from their source as far as is asked."""
+
+    def __init__(self, indices: Iterable[int]) -> None:
+        self._source = self._checked(indices)
+        self._read: deque[int] = deque()
+        self.pass_by(0)
+
+    @property
+    def first(self) -> int | None:
+        """The next one; None behind the last."""
+        return self._read[0] if self._read else None
+
+    def pass_by(self, index: int) -> None:
+        """Forget what lies before `index`."""
+        while self._read and self._read[0] < index:
+            self._read.popleft()
+        while not self._read or self._read[-1] < index:
+            if (following := next(self._source, None)) is None:
+                return
+            if following >= index:
+                self._read.append(following)
+
+    def __contains__(self, index: int) -> bool:
+        while self._read and self._read[-1] < index and (following := next(self._source, None)) is not None:
+            self._read.append(following)
+        return index in self._read  # a few: what lies between a packet and the frames that come out
+
+    @staticmethod
+    def _checked(indices: Iterable[int]) -> Iterator[int]:
+        for before, index in pairwise(chain([-1], indices)):
+            if index <= before:
+                raise ValueError(f"indices must be >= 0 and ascend strictly, got {index} after {before}")
+            yield int(index)
 
 
 class _Origin(NamedTuple):
@@ -111,29 +140,31 @@ class _DamageError(Exception):
     """A packet failed, or a frame is marked as patched, while several threads decoded."""
 
 
-def _decode(path: Path, info: MediaInfo, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(index, frame) of every frame that decodes, beginning at `first` or before it, as a linear decode gives them.
+def _decode(path: Path, info: MediaInfo, wanted: _Wanted) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(index, frame) of every wanted frame that decodes, and of others, as a linear decode gives them.
 
     With threads until something is wrong; from there on with one, which alone tells what packet it was.
     """
-    last = -1
+    first, last = wanted.first or 0, -1
     try:
-        for last, frame in _from_nearest_key(path, info, first, exact=False):
+        for last, frame in _from_nearest_key(path, info, first, wanted):
             yield last, frame
         return
     except _DamageError:
         pass
-    for index, frame in _from_nearest_key(path, info, max(first, last + 1), exact=True):
+    for index, frame in _from_nearest_key(path, info, max(first, last + 1), None):
         if index > last:
             yield index, frame
 
 
-def _from_nearest_key(path: Path, info: MediaInfo, first: int, exact: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+def _from_nearest_key(
+    path: Path, info: MediaInfo, first: int, wanted: _Wanted | None
+) -> Iterator[tuple[int, av.VideoFrame]]:
     keys = set(info.keyframes.tolist())
     rank, back = int(np.searchsorted(info.keyframes, first, "right")) - 1, 1
     while info.timed and rank >= 0 and info.keyframes[rank] >= SEEK_FRAMES:
         begun = False
-        for index, frame in _from_key(path, info, int(info.keyframes[rank]), exact):
+        for index, frame in _from_key(path, info, int(info.keyframes[rank]), wanted):
             if not begun and index > first:  # the keyframe is damaged, or the demuxer went elsewhere (MPEG-TS does)
                 break
             begun = begun or index in keys  # frames shown before the keyframe may refer to others before it
@@ -142,11 +173,14 @@ def _from_nearest_key(path: Path, info: MediaInfo, first: int, exact: bool) -> I
         if begun:
             return
         rank, back = rank - back, 2 * back
-    yield from _from_key(path, info, 0, exact)
+    yield from _from_key(path, info, 0, wanted)
 
 
-def _from_key(path: Path, info: MediaInfo, key: int, exact: bool) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(index, frame) of every frame that decodes from one keyframe on; from the beginning if it is 0."""
+def _from_key(path: Path, info: MediaInfo, key: int, wanted: _Wanted | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(index, frame) of every frame that decodes from one keyframe on; from the beginning if it is 0.
+
+    With `wanted` indices others may be left out, and damage raises _DamageError; without, damaged frames are left out.
+    """
     with open_media(path) as container:
         stream = video_stream(container, path)
         unit = tick(stream)
@@ -156,14 +190,17 @@ def _from_key(path: Path, info: MediaInfo, key: int, exact: bool) -> Iterator[tu
                 container.seek(round(info.timestamps[key] / unit), stream=stream)
             except av.FFmpegError:
                 return
+        context, exact = stream.codec_context, wanted is None
+        fed = packets(container, stream)
+        if wanted is not None and info.timed and info.codec in SPARED:
+            fed = _spared(context, fed, info.timestamps, unit, wanted)
         least = 0  # no later frame can have a lower index
-        for frame, whole in _decoded(stream.codec_context, packets(container, stream), exact):
+        for frame, whole in _decoded(context, fed, exact):
             # Once a packet has failed, FFmpeg's time for an MPEG-4 frame may be another's; its packet's own is right.
             ticks = None if frame is None else _origin(frame).pts if exact else frame.pts
             if frame is not None and info.timed and ticks is not None:
-                seconds = ticks * unit
-                index = max(int(np.searchsorted(info.timestamps, seconds - SAME_TIME)), least)
-                if index >= info.frames or info.timestamps[index] > seconds + SAME_TIME:
+                index = max(_index(info.timestamps, ticks * unit), least)
+                if index >= info.frames or info.timestamps[index] > ticks * unit + SAME_TIME:
                     continue  # a frame that `probe` saw no packet for
             elif frame is not None:
                 index = least
@@ -173,6 +210,20 @@ def _from_key(path: Path, info: MediaInfo, key: int, exact: bool) -> Iterator[tu
             if index < info.frames and whole:
                 yield index, frame
             least = index + 1
+
+
+def _index(timestamps: np.ndarray, seconds: float) -> int:
+    return int(np.searchsorted(timestamps, seconds - SAME_TIME))
+
+
+def _spared(
+    context: VideoCodecContext, packets: Iterator[av.Packet], timestamps: np.ndarray, unit: float, wanted: _Wanted
+) -> Iterator[av.Packet]:
+    """The packets; while one is used, the decoder is told to leave it out if nobody wants or refers to its frame."""
+    for packet in packets:
+        unwanted = packet.pts is not None and _index(timestamps, packet.pts * unit) not in wanted
+        context.skip_frame = "NONREF" if unwanted else "DEFAULT"
+        yield packet
 
 
 def _decoded(

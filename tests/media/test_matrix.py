@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from jmt_fast.media import frames, probe, video
+from jmt_fast.media import frames, probe, select, video
 
 VARYING = tuple(np.cumsum([0.0] + [(33, 40, 17, 50)[n % 4] / 1000 for n in range(59)]).tolist())
 GAPS = tuple(n / 30 + (0.4 if n > 20 else 0) + (2.0 if n > 41 else 0) for n in range(60))
@@ -278,6 +278,19 @@ def test_a_seek_changes_nothing(make, case, monkeypatch):
         for index, seconds, frame in got:
             assert seconds == info.timestamps[index]
             np.testing.assert_array_equal(frame, linear[index], err_msg=f"frame {index} from {start}")
+
+
+@pytest.mark.parametrize("case", FILMS, ids=str)
+def test_leaving_frames_out_changes_nothing(make, case):
+    """Frames that nobody wants or refers to need not be decoded: the others are what they are in a full decode."""
+    path = make(case)
+    linear = {index: frame for index, _, frame in frames(path)}
+    scattered = np.flatnonzero(np.random.default_rng(0).random(len(linear)) < 0.3).tolist()
+    for wanted in (list(linear)[::4], list(linear)[3::4], scattered):
+        got = list(select(path, iter(wanted)))
+        assert [index for index, _, _ in got] == wanted
+        for index, _, frame in got:
+            np.testing.assert_array_equal(frame, linear[index], err_msg=f"frame {index} of {wanted}")
 
 
 @pytest.mark.parametrize("case", FILMS, ids=str)

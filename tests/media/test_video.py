@@ -116,6 +116,24 @@ def test_a_far_start_decodes_from_a_keyframe_near_it(film, kit, monkeypatch):
     assert len(decoded) < 25
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_that_nobody_needs_are_not_decoded(film, kit, monkeypatch, codec):
+    """Of three B-frames in a row two are referred to by none."""
+    path = film(times=kit.steps(120), codec=codec, b_frames=3, keyframes=60)
+    decoded, run = [], video._decoded
+
+    def count(*arguments):
+        for frame in run(*arguments):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "_decoded", count)
+    assert [kit.number_of(frame) for _, _, frame in frames(path, step=30)] == [0, 30, 60, 90]
+    assert len(decoded) < 70
+    decoded.clear()
+    assert len(list(frames(path))) == len(decoded) == 120
+
+
 def test_a_seek_to_a_damaged_keyframe_changes_nothing(film, kit):
     """FFmpeg patches what follows from frames before the keyframe, so these must have been decoded."""
     path = kit.damaged(film(times=kit.steps(200), keyframes=20, b_frames=0), "video", [160])
