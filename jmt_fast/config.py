@@ -182,6 +182,12 @@ class FusionTraining(Config):
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     nesterov: bool = False
+    clip_norm: float | None = Field(None, gt=0, description="gradients longer than this are shortened to it")
+    schedule: Literal["constant", "step", "cosine", "plateau"] = Field(
+        "constant",
+        description="by epoch; step: a tenth after each third of them, cosine: to 0, plateau: a tenth when half the "
+        "patience has passed without a gain",
+    )
     batch: int = Field(2, ge=1)
     epochs: int = Field(5, ge=1)
     patience: int = Field(5, ge=1)

@@ -53,7 +53,8 @@ def _one_line_warning(message: Warning | str, category: type[Warning], *rest: ob
 
 def main() -> None:
     """Entry point: turns errors with a known cause into one line on stderr and the exit code 1."""
-    from jmt_fast.cli import bench, check, demo, export, predict, prepare, train  # noqa: F401 - importing registers the commands
+    # importing registers the commands
+    from jmt_fast.cli import bench, check, demo, export, predict, prepare, protocols, report, train  # noqa: F401
 
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]
     try:

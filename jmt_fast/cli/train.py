@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from jmt_fast.cli import app
 from jmt_fast.cli.options import (
@@ -26,21 +25,13 @@ from jmt_fast.cli.options import (
     runtime,
 )
 from jmt_fast.cli.predict import Crop
+from jmt_fast.cli.settings import CropOption, configuration, configured_backbones, configured_fusion
 
 if TYPE_CHECKING:
     from jmt_fast.config import AudioTraining, FeatureConfig, FusionTraining, JMTConfig, VisualTraining
     from jmt_fast.data import Recording
     from jmt_fast.models import Backbones
     from jmt_fast.runtime import Runtime
-
-CropOption = Annotated[
-    Crop | None,
-    typer.Option(
-        help="What to see of a raw video's frame: an upright face, the centre square, or all of it.",
-        show_default="the backbones', center for new ones",
-    ),
-]
-BASELINES = ("audio", "visual", "concat", "cross_attention")
 
 
 class Stage(StrEnum):
@@ -76,7 +67,7 @@ def features(
     from jmt_fast.training.experiment import open_store
 
     recordings = load(data)
-    config, networks = _backbones(backbones, preset, recordings, crop)
+    config, networks = configured_backbones(backbones, preset, recordings, crop)
     machine = runtime(device, precision, compile)
     opened = open_store(store, config, networks, int(stride), machine)
     with show.bar("Extracting features") as progress:
@@ -115,6 +106,9 @@ def train(
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between the store's clips.")] = Stride.four,
     seed: Annotated[int, typer.Option(help="Of initialisation and order.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch in --out.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log the fusion's training for TensorBoard, in --out.")
+    ] = False,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     compile: CompileOption = None,
@@ -123,7 +117,7 @@ def train(
 
     Under torchrun the fusion trains on several devices; after a crash it goes on from the last finished epoch.
     """
-    from jmt_fast.config import AudioTraining, FusionTraining, VisualTraining
+    from jmt_fast.config import AudioTraining, VisualTraining
     from jmt_fast.data import load
     from jmt_fast.training import distributed
 
@@ -132,35 +126,29 @@ def train(
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)
     recordings = load(data)
-    config, networks = _backbones(backbones, preset, recordings, crop)
+    config, networks = configured_backbones(backbones, preset, recordings, crop)
     store = store or out / "features"
     if stage is Stage.visual:
         if crop not in (None, Crop.middle) and not all(recording.crops for recording in recordings):
             reason = "`train visual` sees the centre square of raw videos, or face crops that were prepared"
             raise typer.BadParameter(reason, param_hint="--crop")
-        _train_visual(out, recordings, config, networks, _configure([VisualTraining], [options], set)[0], machine)
+        _train_visual(out, recordings, config, networks, configuration([VisualTraining], [options], set)[0], machine)
     elif stage is Stage.audio:
         _train_audio(
             out,
             recordings,
             config,
             networks,
-            _configure([AudioTraining], [options], set)[0],
+            configuration([AudioTraining], [options], set)[0],
             store,
             int(stride),
             machine,
         )
     else:
-        from jmt_fast.config import JMTConfig
-
-        try:
-            start = {"fusion": model} if model in BASELINES else JMTConfig.preset(model).model_dump()
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--model") from error
-        chosen, training = _configure([JMTConfig, FusionTraining], [start, options | {"stride": int(stride)}], set)
+        chosen, training = configured_fusion(model, options | {"stride": int(stride)}, set)
         with distributed.processes(machine) as own:
             again = resume or distributed.restarted()
-            _train_fusion(out, recordings, config, networks, chosen, training, store, own, again)
+            _train_fusion(out, recordings, config, networks, chosen, training, store, own, again, tensorboard)
 
 
 def _train_visual(
@@ -232,16 +220,19 @@ def _train_fusion(
     store: Path,
     machine: Runtime,
     resume: bool,
+    tensorboard: bool,
 ) -> None:
     from jmt_fast.cli import show
+    from jmt_fast.training import experiment
     from jmt_fast.training.distributed import rank
     from jmt_fast.training.experiment import labelled_videos, open_store, train_fusion
 
+    watch = experiment.tensorboard(out / "tensorboard") if tensorboard and rank() == 0 else None
     opened = open_store(store, config, networks, training.stride, machine)
     with show.bar("Extracting features") as progress:
         labelled = labelled_videos(recordings, opened, networks, machine, progress)
     with show.bar("Training the fusion") as progress:
-        result = train_fusion(out, labelled, model, training, networks, config, machine, resume, progress)
+        result = train_fusion(out, labelled, model, training, networks, config, machine, resume, progress, watch)
     if rank() == 0:
         _report(out, result)
         show.finish(labelled.failed, len(recordings))
@@ -290,48 +281,6 @@ def evaluate(
             ],
         )
     show.finish(labelled.failed, len(recordings))
-
-
-def _backbones(
-    weights: str, preset: str, recordings: list[Recording], crop: Crop | None
-) -> tuple[FeatureConfig, Backbones]:
-    """The feature configuration and the backbones; a folder brings its own configuration.
-
-    What learns from prepared face crops is to look for faces in raw videos later.
-    """
-    from jmt_fast.config import FeatureConfig
-    from jmt_fast.models import load_backbones
-    from jmt_fast.models.checkpoint import load_feature_config
-
-    try:
-        chosen = FeatureConfig.preset(preset)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--preset") from error
-    config = chosen if weights in ("pretrained", "random") else load_feature_config(Path(weights))
-    if crop is not None:
-        config = config.model_copy(update={"region": crop.value})
-    elif all(recording.crops for recording in recordings):
-        config = config.model_copy(update={"region": "face"})
-    return config, load_backbones(config, weights)
-
-
-def _configure(kinds: list[type], starts: list[dict[str, Any]], changes: list[str] | None) -> list[Any]:
-    """Configurations from their starts and FIELD=VALUE changes, each of which goes to the kind that has the field."""
-    for change in changes or []:
-        name, found, value = change.partition("=")
-        owner = next((start for kind, start in zip(kinds, starts, strict=True) if name in kind.model_fields), None)  # type: ignore[attr-defined]
-        if not found or owner is None:
-            fields = ", ".join(field for kind in kinds for field in kind.model_fields)  # type: ignore[attr-defined]
-            raise typer.BadParameter(f"{change!r}: FIELD=VALUE expected, with a field of: {fields}", param_hint="--set")
-        owner[name] = value
-    try:
-        return [kind(**start) for kind, start in zip(kinds, starts, strict=True)]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "options"
-        raise typer.BadParameter(f"{where}: {first['msg']}") from error
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _report(out: Path, result: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Evaluation:
     `frames`: labelled frames of each video. `prediction_deviation`, `label_deviation` (2,): standard deviation within a
     sequence (8.5 s), averaged over the sequences. A model that only follows the mean of each video scores well pooled
     and has a `deviation_ratio` near 0. `moments`: what `pooled` comes from, to be merged with that of other videos.
+    `traces`: of each labelled video what was predicted for every frame, float32 (F, 2).
     """
 
     moments: StreamingCCC
@@ -35,6 +36,7 @@ class Evaluation:
     frames: dict[str, int]
     prediction_deviation: np.ndarray
     label_deviation: np.ndarray
+    traces: dict[str, np.ndarray] = field(repr=False)
 
     @property
     def pooled(self) -> np.ndarray:
@@ -108,6 +110,7 @@ def score(videos: Sequence[LabelledVideo], predict: Predict, length: int, label_
     per_video: dict[str, np.ndarray] = {}
     frames: dict[str, int] = {}
     deviations: list[np.ndarray] = []
+    traces: dict[str, np.ndarray] = {}
     for video in videos:
         features = video.features
         known = labelled(video.labels)
@@ -120,12 +123,13 @@ def score(videos: Sequence[LabelledVideo], predict: Predict, length: int, label_
         alone.update(trace, video.labels, known)
         pooled.merge(alone)
         per_video[video.name] = alone.value()
+        traces[video.name] = trace.astype(np.float32)
         deviations.append(_deviations(video, values, length, label_lag))
     if not per_video:
         raise DataError(f"none of the {len(videos)} videos to evaluate has a labelled frame; check the annotations")
     within = np.concatenate(deviations)
     prediction, label = within.mean(0) if len(within) else np.zeros((2, 2))
-    return Evaluation(pooled, per_video, frames, prediction, label)
+    return Evaluation(pooled, per_video, frames, prediction, label, traces)
 
 
 def _deviations(video: LabelledVideo, values: np.ndarray, length: int, lag: float) -> np.ndarray:

@@ -6,15 +6,18 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
 from jmt_fast.data import OpenRecording, Recording
-from jmt_fast.errors import CheckpointError, DataError, MediaError
+from jmt_fast.errors import CheckpointError, DataError, JMTError, MediaError
 from jmt_fast.features import Extractor, FeatureStore, StoreKey, extract_all
 from jmt_fast.models import JMT, Backbones, Checkpoint
 from jmt_fast.runtime import Runtime
-from jmt_fast.training import FitResult, LabelledVideo, fit_fusion
+from jmt_fast.training import FitResult, LabelledVideo, evaluate, fit_fusion
 from jmt_fast.training.distributed import of_all, own, rank
+from jmt_fast.training.loop import Watch
+from jmt_fast.training.predictions import write_predictions
 
 Progress = Callable[..., None]
 
@@ -82,8 +85,12 @@ def train_fusion(
     runtime: Runtime,
     resume: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> FitResult:
-    """Train one fusion; leave a whole checkpoint in `out`, with `metrics.jsonl` and the state to resume from."""
+    """Train one fusion; leave a whole checkpoint in `out`, with `metrics.jsonl` and the state to resume from.
+
+    `validation.parquet` there holds what the best weights say of every frame of the validation split.
+    """
     import torch
 
     torch.manual_seed(training.seed)
@@ -98,23 +105,54 @@ def train_fusion(
         out=out,
         resume=resume,
         progress=progress,
+        watch=watch,
     )
     if rank() > 0:
         return result
+    save_trained(out, fusion, backbones, features, training, runtime, result)
+    judged = evaluate(
+        fusion, backbones.audio, labelled.split("validation"), runtime=runtime, label_lag=training.label_lag
+    )
+    write_predictions(out / "validation.parquet", judged, labelled.split("validation"))
+    return result
+
+
+def save_trained(
+    out: Path,
+    fusion: JMT,
+    backbones: Backbones,
+    features: FeatureConfig,
+    training: FusionTraining,
+    runtime: Runtime,
+    result: FitResult,
+) -> None:
+    """The checkpoint in `out`, and `training.json`, which says how it came about."""
     Checkpoint(fusion, backbones, features).save(out)
+    facts = {
+        "training": training.model_dump(mode="json"),
+        "precision": runtime.precision,
+        "compile": runtime.compile,
+        "best_epoch": result.best_epoch,
+        "validation_ccc": [float(value) for value in result.best_ccc],
+    }
     try:
-        (out / "training.json").write_text(
-            json.dumps(
-                {
-                    "training": training.model_dump(mode="json"),
-                    "precision": runtime.precision,
-                    "compile": runtime.compile,
-                    "best_epoch": result.best_epoch,
-                    "validation_ccc": [float(value) for value in result.best_ccc],
-                },
-                indent=1,
-            )
-        )
+        (out / "training.json").write_text(json.dumps(facts, indent=1))
     except OSError as error:
         raise CheckpointError(f"{out}/training.json cannot be written: {error.strerror}; free some space") from error
-    return result
+
+
+def tensorboard(folder: Path) -> Watch:
+    """A `watch` that logs each epoch's loss and CCC for TensorBoard. JMTError where that is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise JMTError("TensorBoard is not installed; pip install 'jmt-fast[tensorboard]'") from error
+    writer = SummaryWriter(str(folder))
+
+    def log(entry: dict[str, Any]) -> None:
+        writer.add_scalar("loss/train", entry["loss"], entry["epoch"])
+        for name in ("valence", "arousal", "mean"):
+            writer.add_scalar(f"ccc/{name}", entry[name], entry["epoch"])
+        writer.flush()
+
+    return log

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from jmt_fast.training.batches import Batch, LabelledVideo, SequenceSampler
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, whole_batch
 from jmt_fast.training.evaluation import evaluate
-from jmt_fast.training.loop import FitResult, Progress, Trainer
+from jmt_fast.training.loop import FitResult, Progress, Trainer, Watch
 from jmt_fast.training.loss import StreamingCCC, ccc_loss
 from jmt_fast.training.step import Step, sgd
 
@@ -33,6 +35,7 @@ def fit_fusion(
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> FitResult:
     """SGD on the CCC loss over the labelled clips of each batch of sequences; at the end `model` has the best weights.
 
@@ -41,6 +44,8 @@ def fit_fusion(
 
     With `out`, each epoch leaves `best/` (`JMT.from_pretrained` reads it), `last.pt` (for `resume`) and `metrics.jsonl`
     there. A resumed run ends with the weights of one that was never stopped: on a CPU to the bit.
+
+    `watch(entry)` gets each line of the metrics when the epoch is done; what it raises ends the run.
 
     In several processes (`distributed.processes`) each reads its rows of every batch, of `config.batch` rows together,
     and its videos of the validation split; only the first one writes.
@@ -84,13 +89,15 @@ def fit_fusion(
     }
     trainer = Trainer(
         model,
-        Step(loss, optimizer, runtime),
+        Step(loss, optimizer, runtime, clip_norm=config.clip_norm),
         validate,
         epochs=config.epochs,
         patience=config.patience,
         seed=config.seed,
         folder=RunFolder(out, identity, model.save_pretrained) if out is not None else None,
         progress=progress,
+        watch=watch,
+        rate=None if config.schedule == "constant" else lambda history: rate(config, history),
     )
 
     def batches(epoch: int) -> Iterator[tuple[str, Batch]]:
@@ -101,3 +108,21 @@ def fit_fusion(
             yield from sampler.cut(videos, heard)
 
     return trainer.fit(batches, sampler.batches, resume)
+
+
+def rate(config: FusionTraining, history: Sequence[dict[str, Any]]) -> float:
+    """Factor of the learning rate in the epoch that follows `history`; it depends on nothing else, so runs resume."""
+    match config.schedule:
+        case "step":
+            return 0.1 ** (3 * len(history) // config.epochs)
+        case "cosine":
+            return (1 + math.cos(math.pi * len(history) / config.epochs)) / 2
+        case "plateau":
+            drops = without_gain = 0
+            for entry in history:
+                without_gain = 0 if entry["improved"] else without_gain + 1
+                if without_gain == math.ceil(config.patience / 2):
+                    drops, without_gain = drops + 1, 0
+            return 0.1**drops
+        case _:
+            return 1.0

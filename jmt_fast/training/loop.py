@@ -19,6 +19,8 @@ from jmt_fast.training.distributed import of_first, rank
 from jmt_fast.training.step import Step
 
 Progress = Callable[[int, int, str], None]
+Watch = Callable[[dict[str, Any]], None]  # takes an epoch's entry of the history
+Rate = Callable[[list[dict[str, Any]]], float]  # the learning rate's factor in the epoch after this history
 Batches = Iterable[tuple[str, Sequence[Tensor]]]  # what the batch is made of, for messages, and the step's arguments
 
 _CHECK_EVERY = 64  # steps between looks at the loss, each of which waits for the device
@@ -43,6 +45,9 @@ class Trainer:
 
     All random numbers of an epoch come from (seed, epoch) and the rank, so a resumed run goes on exactly as it would
     have. On a CPU it ends with the same bits. Of several processes the first one reads and writes the folder.
+
+    `watch(entry)` is called after each epoch, when it is on disk; what it raises ends the run. `rate(history)` gives
+    the learning rate's factor in the next epoch.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class Trainer:
         seed: int,
         folder: RunFolder | None = None,
         progress: Progress | None = None,
+        watch: Watch | None = None,
+        rate: Rate | None = None,
     ) -> None:
         self.module = module
         self.step = step
@@ -65,6 +72,8 @@ class Trainer:
         self.seed = seed
         self.folder = folder
         self.progress = progress or (lambda done, total, note: None)
+        self.watch = watch
+        self.rate = rate
         self.history: list[dict[str, Any]] = []
         self._best: dict[str, Tensor] = {}
 
@@ -83,6 +92,8 @@ class Trainer:
         while not self._finished():
             epoch = len(self.history) + 1
             started = time.perf_counter()
+            if self.rate:
+                self.step.scale_rate(self.rate(self.history))
             with _random(self.seed, epoch, self.step.device):
                 loss = self._epoch(epoch, batches(epoch), length(epoch))
             self.module.eval()
@@ -132,6 +143,8 @@ class Trainer:
             }  # fmt: skip
             self.folder.save(state, self.history, improved)
         self.progress(epoch * _PARTS, self.epochs * _PARTS, f"epoch {epoch}: CCC {valence:.3f} / {arousal:.3f}")
+        if self.watch:
+            self.watch(self.history[-1])
 
     def _resume(self) -> None:
         if self.folder is None:

@@ -31,6 +31,7 @@ class Step:
         clip_norm: float | None = None,
     ) -> None:
         self.optimizer = optimizer
+        self._lr = [float(group["lr"]) for group in optimizer.param_groups]
         self._clip_norm = clip_norm
         self.device = runtime.device
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
@@ -55,6 +56,11 @@ class Step:
         if self._schedule:
             self._schedule.step()
         return value.detach()
+
+    def scale_rate(self, factor: float) -> None:
+        """Go on with `factor` times the optimizer's own learning rate. For a step that was made without `rate`."""
+        for group, lr in zip(self.optimizer.param_groups, self._lr, strict=True):
+            group["lr"] = lr * factor
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, the weights excepted."""
