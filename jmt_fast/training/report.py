@@ -67,7 +67,7 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
     figure, (left, right) = _figure(1, 2, (10, 3.6))
     epochs = [entry["epoch"] for entry in history]
     left.plot(epochs, [entry["loss"] for entry in history], color=OTHER, marker="o", markersize=3)
-    left.set(xlabel="epoch", ylabel="training loss (2 - CCC of valence - CCC of arousal)")
+    left.set(xlabel="epoch", ylabel="training loss: sum of 1 - CCC")
     for name, colour in (("valence", VALENCE), ("arousal", AROUSAL), ("mean", OTHER)):
         values = [entry[name] for entry in history]
         right.plot(epochs, values, color=colour, marker="o", markersize=3, label=name)
@@ -97,6 +97,7 @@ def plane(predictions: Predictions) -> Figure:
         each.axhline(0, color=OTHER, linewidth=0.5)
         each.axvline(0, color=OTHER, linewidth=0.5)
         each.set(title=title, xlabel="valence", ylabel="arousal", aspect="equal")
+        each.set(xticks=np.linspace(-1, 1, 5), yticks=np.linspace(-1, 1, 5))
     figure.colorbar(shown, ax=axes, label="frames", shrink=0.8)
     return figure
 

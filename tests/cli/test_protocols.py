@@ -111,7 +111,7 @@ def test_ablation_compares_with_the_whole_model(run: Callable, common: tuple, tm
     result = run(*arguments, "--only", "concat", "--only", "ridge", "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)
-    assert [each["name"] for each in found][0] == "jmt"
+    assert found[0]["name"] == "jmt"
     assert {each["name"] for each in found} == {"jmt", "concat", "ridge"}
     assert found[0]["difference"] == 0 and found[0]["p"] is None
     concat = next(each for each in found if each["name"] == "concat")

@@ -16,6 +16,7 @@ from jmt_fast.errors import CheckpointError, DataError, JMTError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import FitResult, LabelledVideo, evaluate, fit_fusion
+from jmt_fast.training.fusion import rate
 
 CONFIG = FusionTraining(lr=5e-3, momentum=0.9, epochs=4, stride=8)
 Fit = Callable[..., FitResult]
@@ -189,6 +190,75 @@ def test_data_that_cannot_be_trained_on(
     ]:
         with pytest.raises(DataError, match=message):
             fit_fusion(make_model(), audio_backbone, wrong, held_out, CONFIG, runtime)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "plateau"])
+def test_schedules_resume_to_the_same_bits(
+    make_model: Callable[..., JMT], fit: Fit, tmp_path: Path, schedule: str
+) -> None:
+    config = CONFIG.model_copy(update={"schedule": schedule, "clip_norm": 0.5, "patience": 2})
+    whole, constant, model = make_model(), make_model(), make_model()
+    expected = fit(whole, config, out=tmp_path / "whole")
+    fit(constant, config.model_copy(update={"schedule": "constant"}))
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), config, out=tmp_path / "parts", progress=stop_in(3))
+    result = fit(model, config, out=tmp_path / "parts", resume=True)
+    assert result.best_epoch == expected.best_epoch
+    assert same(weights(model), weights(whole))
+    if schedule != "plateau":  # which has no reason to slow down while the model gains
+        assert not same(weights(constant), weights(whole))
+
+
+def test_the_rate_of_each_schedule() -> None:
+    def rates(schedule: str, gains: list[bool], **fields: object) -> list[float]:
+        config = FusionTraining(schedule=schedule, epochs=len(gains) + 1, **fields)  # type: ignore[arg-type]
+        return [rate(config, [{"improved": gain} for gain in gains[:epoch]]) for epoch in range(len(gains) + 1)]
+
+    assert rates("step", [True] * 5) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert rates("cosine", [True] * 3) == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
+    gains = [True, False, False, True, False, False, False]
+    assert rates("plateau", gains, patience=4) == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    assert rates("constant", [True] * 2) == [1, 1, 1]
+
+
+def test_gradients_are_clipped(make_model: Callable[..., JMT], fit: Fit) -> None:
+    """SGD without momentum moves a step by lr times the gradient, which is at most `clip_norm` long."""
+    model = make_model()
+    before = weights(model)
+    config = FusionTraining(lr=1.0, epochs=1, stride=8, clip_norm=1e-4, batch=1000)
+    result = fit(model, config)
+    moved = sum(
+        float((value.double() - before[name].double()).square().sum()) for name, value in weights(model).items()
+    )
+    assert result.best_epoch == 1
+    assert 0 < moved**0.5 <= 1.01e-4
+
+
+def test_a_video_without_a_label_beside_others_is_passed_over(
+    make_model: Callable[..., JMT], make_video: Callable[..., LabelledVideo], audio_backbone: AudioBackbone,
+    train: list[LabelledVideo], validation: list[LabelledVideo], runtime: Runtime,
+) -> None:  # fmt: skip
+    silent = make_video("silent", unlabelled=slice(None))
+    one = CONFIG.model_copy(update={"epochs": 1})
+    plain, beside = make_model(), make_model()
+    expected = fit_fusion(plain, audio_backbone, train, validation, one, runtime)
+    found = fit_fusion(beside, audio_backbone, train, [*validation, silent], one, runtime)
+    assert np.array_equal(found.best_ccc, expected.best_ccc)
+    result = fit_fusion(make_model(), audio_backbone, [*train, silent], validation, one, runtime)
+    assert np.isfinite(result.history[0]["loss"])
+
+
+def test_watch_sees_each_epoch_and_may_end_the_run(make_model: Callable[..., JMT], fit: Fit, tmp_path: Path) -> None:
+    seen = []
+
+    def watch(entry: dict) -> None:
+        seen.append(entry)
+        if entry["epoch"] == 2:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        fit(make_model(), out=tmp_path, watch=watch)
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == seen
 
 
 @pytest.mark.parametrize("kind", ["audio", "visual", "concat", "cross_attention"])
