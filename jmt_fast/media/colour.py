@@ -44,13 +44,19 @@ def _scaler(pixel_format: str, width: int, height: int, to_width: int, to_height
     graph = Graph()
     graph.threads = THREADS
     rule = f"w={to_width}:h={to_height}:{SETTINGS}"
-    if not av.VideoFormat(pixel_format).is_rgb:
+    yuv = not av.VideoFormat(pixel_format).is_rgb
+    if yuv:
         reach = "full" if pixel_format.startswith("yuvj") else "limited"
         rule += f":in_color_matrix=bt601:in_range={reach}:in_chroma_loc=center"
+    steps = [("scale", rule), ("format", "rgb24")]
+    if yuv and height % 2 == 0 and (width, height) == (to_width, to_height):
+        # Planes first: half the time, as FFmpeg has vector instructions for planes alone, and the same to the bit;
+        # not so where rows are uneven distances away from their chroma.
+        steps[1:1] = [("format", "gbrp"), ("scale", "")]
     # The frames' own times are passed through; the graph only wants some unit.
     source = graph.add_buffer(
         width=width, height=height, format=av.VideoFormat(pixel_format), time_base=Fraction(1, 1000)
     )
-    graph.link_nodes(source, graph.add("scale", rule), graph.add("format", "rgb24"), graph.add("buffersink"))
+    graph.link_nodes(source, *(graph.add(name, options) for name, options in steps), graph.add("buffersink"))
     graph.configure()
     return graph

@@ -110,6 +110,17 @@ def test_a_packet_half_lost(whole, kit, tmp_path, case):
         np.testing.assert_array_equal(frame, truth[seconds])
 
 
+@pytest.mark.parametrize("case", ["h264 mp4", "hevc mp4"], ids=str)
+def test_damage_is_noticed_where_frames_are_left_out(whole, kit, case):
+    path, truth = whole(case)
+    given = 0
+    for number in range(0, 30, 3):
+        for _, seconds, frame in frames(kit.damaged(path, "video", [number]), step=4):
+            np.testing.assert_array_equal(frame, truth[seconds], err_msg=f"{seconds} s without packet {number}")
+            given += 1
+    assert given > 40
+
+
 @pytest.mark.parametrize("case", FUZZED, ids=str)
 def test_flipped_bits(whole, tmp_path, case):
     """Anywhere in the file, headers included, so that times and sizes may be others. What is given out must be the very

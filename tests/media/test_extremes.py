@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -27,6 +28,18 @@ def test_frames_of_a_few_pixels(film, kit, fields, size):
     seen = list(frames(path))
     assert [index for index, _, _ in seen] == list(range(5)) == list(range(probe(path).frames))
     assert all(frame.shape == (size[1], size[0], 3) for _, _, frame in seen)
+
+
+@pytest.mark.parametrize("rate", [Fraction(1, 2), Fraction(240)], ids=str)
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("mpeg4", "avi")])
+def test_very_slow_and_very_fast(film, kit, codec, suffix, rate):
+    path = film(codec=codec, suffix=suffix, times=kit.steps(12, float(rate)), rate=rate, b_frames=0)
+    info = probe(path)
+    assert info.fps == pytest.approx(float(rate), rel=0.02) and info.frames == 12
+    seen = [(kit.number_of(frame), seconds) for _, seconds, frame in frames(path, step=3)]
+    assert [number for number, _ in seen] == [0, 3, 6, 9]
+    assert [seconds for _, seconds in seen] == pytest.approx([n / float(rate) for n in (0, 3, 6, 9)], abs=1e-3)
+    assert info.duration == pytest.approx(12 / float(rate), rel=0.02)
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])

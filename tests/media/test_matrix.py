@@ -11,11 +11,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.filter
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from jmt_fast.media import frames, probe, select, video
+from jmt_fast.media import colour, frames, probe, select, video
 
 VARYING = tuple(np.cumsum([0.0] + [(33, 40, 17, 50)[n % 4] / 1000 for n in range(59)]).tolist())
 GAPS = tuple(n / 30 + (0.4 if n > 20 else 0) + (2.0 if n > 41 else 0) for n in range(60))
@@ -250,6 +251,29 @@ def test_the_colour_rule_in_every_pixel_format(tmp_path, codec, suffix, pixel_fo
     info = probe(path)
     assert info.pixel_format == pixel_format
     same(list(frames(path)), plain(path), info.timestamps.tolist())
+
+
+@pytest.mark.parametrize(
+    "pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv440p", "nv12", "yuv420p10le"]
+)
+@pytest.mark.parametrize("size", [(96, 64), (97, 64), (98, 66), (97, 65), (640, 359), (1, 1), (3, 2)], ids=str)
+def test_the_rule_holds_for_noise_to_the_bit(pixel_format, size):
+    """Every value and neighbour comes up in noise: FFmpeg's ways to convert must all be the one that is stated."""
+    frame = av.VideoFrame(*size, pixel_format)
+    random = np.random.default_rng(0)
+    for plane in frame.planes:
+        top = 1024 if pixel_format.endswith("10le") else 256
+        dtype = np.uint16 if pixel_format.endswith("10le") else np.uint8
+        plane.update(random.integers(0, top, plane.buffer_size // dtype().itemsize, dtype=dtype).tobytes())
+    graph = av.filter.Graph()
+    reach = "full" if pixel_format.startswith("yuvj") else "limited"
+    rule = f"{colour.SETTINGS}:in_color_matrix=bt601:in_range={reach}:in_chroma_loc=center"
+    width, height = size
+    source = graph.add_buffer(width=width, height=height, format=frame.format, time_base=Fraction(1, 1000))
+    graph.link_nodes(source, graph.add("scale", rule), graph.add("format", "rgb24"), graph.add("buffersink"))
+    graph.configure()
+    graph.push(frame)
+    np.testing.assert_array_equal(colour.ToRGB()(frame), graph.pull().to_ndarray())
 
 
 @pytest.mark.parametrize(("case", "cut"), BEHEADED, ids=str)
