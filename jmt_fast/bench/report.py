@@ -21,6 +21,7 @@ TITLES = {
     "fusion": "The fusion model",
     "features": "The backbones, a clip at each one's best batch",
     "graph": "From frames and sound to the networks' inputs",
+    "media": "From files to frames, clips and sound",
 }
 Row = dict[str, Any]
 

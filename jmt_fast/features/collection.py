@@ -33,20 +33,23 @@ def extract_all(
             if progress:
                 progress(100 * number + 100 * done // total, 100 * len(recordings), name)
 
-        if not store.has(recording):
-            ready = ready or extractor()
-            try:
-                opened = OpenRecording(recording)
-                video = ready.extract(opened, store.key.stride, inside)
-            except MediaError as error:
-                failed[name] = error
-                continue
-            lost = len(opened.timestamps) - int(video.face.sum())
-            if lost and recording.crops is None:
-                what = "show no face or cannot" if ready.looks_for_faces(opened) else "cannot"
-                warnings.warn(
-                    f"{recording.video}: {lost} of {len(opened.timestamps)} frames {what} be decoded", stacklevel=2
-                )
-            store.write(video, fingerprint(recording))
+        try:
+            if not store.has(recording):
+                ready = ready or extractor()
+                _add(ready, store, recording, inside)
+        except MediaError as error:
+            failed[name] = error
+            continue
         inside(1, 1)
     return failed
+
+
+def _add(extractor: Extractor, store: FeatureStore, recording: Recording, progress: Callable[[int, int], None]) -> None:
+    source = fingerprint(recording)  # before it is read: if it changes meanwhile, the next run sees that
+    opened = OpenRecording(recording)
+    video = extractor.extract(opened, store.key.stride, progress)
+    lost = len(opened.timestamps) - int(video.face.sum())
+    if lost and recording.crops is None:
+        what = "show no face or cannot" if extractor.looks_for_faces(opened) else "cannot"
+        warnings.warn(f"{recording.video}: {lost} of {len(opened.timestamps)} frames {what} be decoded", stacklevel=3)
+    store.write(video, source)

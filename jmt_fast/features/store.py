@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from jmt_fast.config import Config, FeatureConfig, Stride
 from jmt_fast.data import Recording
-from jmt_fast.errors import DataError
+from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import IDENTITY
 from jmt_fast.media import COLOUR_RULE
 from jmt_fast.models import Backbones
@@ -70,14 +70,20 @@ class StoreKey(Config):
 
 
 def fingerprint(recording: Recording) -> str:
-    """Size and modification time of the files that a video's features come from, a folder's rate, and the person."""
+    """Size and modification time of the files that a video's features come from, a folder's rate, and the person.
+
+    Raises MediaError for a file that is not there.
+    """
     facts = [f"person {recording.person}"]
     if recording.fps is not None:
         facts.append(f"{recording.fps} fps")
     for kind in ("video", "sound", "crops"):
         path: Path | None = getattr(recording, kind)
         if path is not None:
-            stat = path.stat()
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise MediaError(f"{path}: {error.strerror}; it may have been moved or deleted") from None
             facts.append(f"{kind} {stat.st_size}:{stat.st_mtime_ns}")
     return ", ".join(facts)
 
@@ -120,11 +126,18 @@ class FeatureStore:
         return self._path(name).is_file()
 
     def has(self, recording: Recording) -> bool:
-        """True when the features of this recording are here and its files have not changed since."""
+        """True when the features of this recording are here and its files have not changed since.
+
+        Raises MediaError for a recording whose files are gone.
+        """
+        source = fingerprint(recording)
         if recording.name not in self:
             return False
-        with self._open(recording.name) as file:
-            return (file.metadata() or {}).get("source") == fingerprint(recording)
+        try:
+            with self._open(recording.name) as file:
+                return (file.metadata() or {}).get("source") == source
+        except DataError:  # damaged: to be extracted and written anew
+            return False
 
     def _open(self, name: str) -> safe_open:
         path = self._path(name)
