@@ -34,8 +34,10 @@ def test_a_wheel_contains_the_kernels(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "jmt_fast").rglob("*.py")}
     kernels = {f"jmt_fast/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py")}
+    parts = ROOT / "jmt_fast" / "inference" / "page"
+    page = {str(path.relative_to(ROOT)) for path in parts.iterdir() if path.is_file()}
     assert kernels
-    assert package | kernels | {"jmt_fast/py.typed"} <= names
+    assert package | kernels | page | {"jmt_fast/py.typed"} <= names
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "benchmarks/"))]
 
 

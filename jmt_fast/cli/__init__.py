@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -54,8 +55,10 @@ def _one_line_warning(message: Warning | str, category: type[Warning], *rest: ob
 def main() -> None:
     """Entry point: turns errors with a known cause into one line on stderr and the exit code 1."""
     # importing registers the commands
-    from jmt_fast.cli import bench, check, demo, export, predict, prepare, protocols, report, train  # noqa: F401
+    from jmt_fast.cli import bench, check, demo, export, predict, prepare, protocols, report, submit, train  # noqa: F401
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path goes out with the bytes that it has
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]
     try:
         app()

@@ -14,8 +14,13 @@ from jmt_fast.cli.options import CompileOption, Device, Json, Precision, Precisi
 
 
 class Format(StrEnum):
+    """jmt_fast.inference.formats has them too; importing that here would slow `--help`."""
+
     parquet = "parquet"
     csv = "csv"
+    jsonl = "jsonl"
+    eaf = "eaf"
+    vtt = "vtt"
 
 
 class Crop(StrEnum):
@@ -56,7 +61,7 @@ def predict(
     videos: Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")],
     checkpoint: Annotated[Path, typer.Option(help="Folder that `train` or `demo` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for one file a video.")],
-    format: Annotated[Format, typer.Option(help="Of the files.")] = Format.parquet,
+    format: Annotated[Format, typer.Option(help="Of the files; eaf is for ELAN, vtt are subtitles.")] = Format.parquet,
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between predictions.")] = Stride.eight,
     smooth: Annotated[str | None, typer.Option(help="Frames to smooth valence and arousal over, e.g. 20,50.")] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Write a PNG beside each trace.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,3 +30,32 @@ def run(
     title = f"CCC of the validation videos, the worst {min(worst, len(rows))} of {len(rows)}"
     show.table(title, ("video", "valence", "arousal", "mean"), rows[:worst])
     print(page)
+
+
+@report.command("video")
+def video(
+    path: Annotated[Path, typer.Argument(help="A trace that `predict` wrote, or a folder of them.", metavar="PATH")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page to write, or for a folder the folder for index.html.", show_default="beside PATH"),
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="The video, or the folder of the videos.", show_default="where it was, or beside the trace"),
+    ] = None,
+    embed: Annotated[bool, typer.Option("--embed", help="Put the video into the page instead of linking it.")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Write an MP4 too, with the trace below the picture.")
+    ] = False,
+) -> None:
+    """Write a page that shows a video with its trace; for a folder of traces, an index and a page for each video."""
+    from jmt_fast.cli import show
+    from jmt_fast.inference.report import report_videos
+
+    with show.bar("Writing pages") as progress:
+        written = report_videos(path, out, video, embed, overlay, progress)
+    for line in written.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    for file in written.files:
+        print(file)
+    show.finish(written.failed, written.total, "traces")

@@ -19,13 +19,12 @@ def plot_trace(trace: Trace, truth: np.ndarray | None = None, title: str | None 
     """One panel a dimension; unannotated truth and invalid frames leave gaps, invalid ones are shaded."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    valid = trace.table["valid"].to_numpy(zero_copy_only=False)
     for column, (name, panel) in enumerate(zip(COLOURS, panels, strict=True)):
         if truth is not None:
             drawn = np.where((truth == UNANNOTATED).any(1), np.nan, truth[:, column])
             panel.plot(trace.times, drawn, color="0.55", lw=2.2, label="annotation")
         panel.plot(trace.times, trace.values[:, column], color=COLOURS[name], lw=1.4, label="prediction")
-        panel.fill_between(trace.times, -1, 1, where=~valid, color="0.9", step="mid", label="_invalid", zorder=0)
+        panel.fill_between(trace.times, -1, 1, where=~trace.valid, color="0.9", step="mid", label="_invalid", zorder=0)
         panel.set(ylim=(-1.02, 1.02), ylabel=name)
         panel.axhline(0, color="0.8", lw=0.8, zorder=0)
         panel.spines[["top", "right"]].set_visible(False)

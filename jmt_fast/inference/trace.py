@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from jmt_fast.data.traces import smooth
-from jmt_fast.errors import JMTError
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-FORMATS = ("parquet", "csv")
+SCHEMA = pa.schema(
+    {
+        "person": pa.string(),
+        "frame": pa.int64(),
+        "time": pa.float64(),
+        "valence": pa.float32(),
+        "arousal": pa.float32(),
+        "valid": pa.bool_(),
+    }
+)
+ALONE = 1 / 30  # seconds that a video's only frame is taken to last
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,8 @@ class Trace:
     ) -> Trace:
         """From `timestamps` (F,) seconds, `values` (F, 2) and `valid` (F,) bool."""
         count = len(timestamps)
-        table = pa.table(
-            {
-                "person": pa.array([person] * count, pa.string()),
-                "frame": pa.array(np.arange(count), pa.int64()),
-                "time": pa.array(timestamps, pa.float64()),
-                "valence": pa.array(values[:, 0], pa.float32()),
-                "arousal": pa.array(values[:, 1], pa.float32()),
-                "valid": pa.array(valid, pa.bool_()),
-            }
-        )
+        columns = [[person] * count, np.arange(count), timestamps, values[:, 0], values[:, 1], valid]
+        table = pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
         return cls(table, source, warnings or [])
 
     @property
@@ -68,6 +67,17 @@ class Trace:
         """float64 (F,), seconds."""
         return self.table["time"].to_numpy()
 
+    @property
+    def ends(self) -> np.ndarray:
+        """float64 (F,), seconds: when each frame gives way to the next; the last one lasts as long as the median."""
+        gaps = np.diff(self.times)
+        return self.times + np.append(gaps, np.median(gaps) if len(gaps) else ALONE)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool (F,): the person is seen in the frame."""
+        return self.table["valid"].to_numpy(zero_copy_only=False)
+
     def smoothed(self, valence: int, arousal: int, kind: str = "uniform") -> Trace:
         """Smoothed over so many frames (the challenge's winners use 20 and 50), padded with the edge values."""
         values = smooth(self.values, (valence, arousal), kind)
@@ -75,7 +85,7 @@ class Trace:
             self.source,
             self.times,
             values,
-            self.table["valid"].to_numpy(zero_copy_only=False),
+            self.valid,
             self.person,
             self.warnings,
         )
@@ -83,32 +93,14 @@ class Trace:
     def to_pandas(self) -> pandas.DataFrame:
         return self.table.to_pandas()
 
-    def save(self, path: str | Path) -> Path:
-        """Write Parquet or CSV, by the ending of `path`; the file appears whole or not at all.
+    def save(self, path: str | Path, format: str | None = None) -> Path:
+        """Write Parquet, CSV, JSON Lines (.jsonl), ELAN (.eaf) or WebVTT (.vtt), by `format` or the ending of `path`.
 
-        Raises JMTError for another ending or when the disk is full.
+        The file appears whole or not at all. Raises JMTError for another ending or when the disk is full.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            match path.suffix:
-                case ".parquet":
-                    pa.parquet.write_table(self.table, temporary)
-                case ".csv":
-                    pa.csv.write_csv(self.table, temporary)
-                case other:
-                    raise JMTError(
-                        f"{path}: cannot write a trace as {other or 'a file without ending'}; use .parquet or .csv"
-                    )
-            temporary.replace(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise JMTError(
-                f"{path}: the trace cannot be written: {reason}; free some space or pass another --out"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        from jmt_fast.inference.formats import save
+
+        return save(self, path, format)
 
     def plot(self, truth: np.ndarray | None = None, title: str | None = None) -> Figure:
         """Valence and arousal over time; `truth` (F, 2), with -5 where not annotated, is drawn behind."""

@@ -46,7 +46,7 @@ def test_files_give_the_table_back(trace: Trace, tmp_path: Path, suffix: str) ->
 
 
 def test_an_unknown_ending_is_refused(trace: Trace, tmp_path: Path) -> None:
-    with pytest.raises(JMTError, match=r"xlsx.*use \.parquet or \.csv"):
+    with pytest.raises(JMTError, match=r"xlsx.*use one of \.parquet, \.csv"):
         trace.save(tmp_path / "trace.xlsx")
 
 
