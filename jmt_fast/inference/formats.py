@@ -114,7 +114,8 @@ def read_traces(path: str | Path) -> list[Trace]:
     """The traces in a Parquet, CSV or JSON Lines file, one a person in the order of their first rows.
 
     Their `source` is the video, where the file tells it (Parquet does), else the file itself. Raises DataError for a
-    file that cannot be read, lacks a column of `Trace`, has no rows, or holds a value that is not a finite number.
+    file that cannot be read, lacks a column of `Trace`, has no rows, goes back in time, or holds what is not a finite
+    number.
     """
     path = Path(path)
     table = _columns(path, _read(path))
@@ -123,7 +124,10 @@ def read_traces(path: str | Path) -> list[Trace]:
     people = pa.compute.unique(table["person"]).to_pylist()
     if not people:
         raise DataError(f"{path}: the trace has no rows; predict the video again")
-    return [Trace(table.filter(pa.compute.equal(table["person"], person)), video) for person in people]
+    traces = [Trace(table.filter(pa.compute.equal(table["person"], person)), video) for person in people]
+    if any((np.diff(trace.times) < 0).any() for trace in traces):
+        raise DataError(f"{path}: column `time` goes back; sort the rows by person and time")
+    return traces
 
 
 def _read(path: Path) -> pa.Table:

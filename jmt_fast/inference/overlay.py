@@ -24,7 +24,8 @@ RATE = 44_100
 LEAST = 480  # pixels across; smaller pictures are enlarged, so that the figures can be read
 PANEL = 0.26  # height of the panel over its width
 SPAN = 10.0  # seconds of the trace in sight, now in the middle
-FINE = 2  # the panel is drawn so many times larger: its lines get smooth edges
+FINE = 2  # the panel is drawn so many times larger: its lines get smooth edges, which large pictures do not need
+LARGE = 1920  # pixels across
 PAPER, INK, FAINT = "#15171a", "#e8e9ea", "#4b5058"
 COLOURS = ("#7fb0ff", "#ffa14f", "#4cc79a", "#e58ad3", "#d8c64a", "#55c6dd")  # a person each, as the page's dark ones
 
@@ -87,7 +88,8 @@ class _Panel:
         self.traces = traces
         self.values = [np.where(trace.valid[:, None], trace.values, np.nan) for trace in traces]
         self.height = round(width * PANEL / 2) * 2
-        self.size = (width * FINE, self.height * FINE)
+        self.fine = FINE if width <= LARGE else 1
+        self.size = (width * self.fine, self.height * self.fine)
         self.unit = self.size[1] / 100  # a hundredth of the height
         self.font = ImageFont.load_default(8.5 * self.unit)
 
@@ -121,8 +123,8 @@ class _Panel:
                 at.append(plane[1] + (1 - values[row, 1]) / 2 * (plane[3] - plane[1]))
                 pen.ellipse((at[0] - 3 * u, at[1] - 3 * u, at[0] + 3 * u, at[1] + 3 * u), fill=colour)
         middle = (boxes[0][0] + boxes[0][2]) / 2
-        pen.line((middle, boxes[0][1], middle, boxes[1][3]), fill=INK, width=FINE)
-        return np.asarray(picture.resize((across // FINE, down // FINE), Image.Resampling.BOX))
+        pen.line((middle, boxes[0][1], middle, boxes[1][3]), fill=INK, width=round(u))
+        return np.asarray(picture.resize((across // self.fine, down // self.fine), Image.Resampling.BOX))
 
     def _cross(self, pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float]) -> None:
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

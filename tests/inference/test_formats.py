@@ -64,6 +64,7 @@ def test_people_of_one_file_are_told_apart(tmp_path: Path) -> None:
         ("a.csv", b"person,frame,time,valence,arousal,valid\n", "no rows"),
         ("a.csv", b"person,frame,time,valence,arousal,valid\n0,0,0.0,much,0,true\n", "not a trace"),
         ("a.csv", b"person,frame,time,valence,arousal,valid\n0,0,0.0,,0.1,true\n0,1,0.1,0.2,0.1,true\n", "`valence`"),
+        ("a.csv", b"person,frame,time,valence,arousal,valid\n0,0,1.0,0,0,true\n0,1,0.5,0,0,true\n", "goes back"),
         ("a.vtt", b"WEBVTT\n", "read from .parquet, .csv, .jsonl"),
         ("none.csv", None, "none.csv"),
     ],

@@ -104,13 +104,13 @@ def test_keys(look: Any, page: Path, kit: SimpleNamespace) -> None:
     seen.settle()
     assert kit.number_of(seen.frame(SIZE)) == 32
     press("+")
-    begin, end = seen.get("window_")
+    begin, end = seen.get("sight")
     assert end - begin == pytest.approx(1.5, abs=0.01)
     assert begin <= seen.get("now") <= end
     press("End")
-    assert seen.get("window_")[1] == pytest.approx(3)  # the picture goes where the playhead goes
+    assert seen.get("sight")[1] == pytest.approx(3)  # the picture goes where the playhead goes
     press("0")
-    assert seen.get("window_") == pytest.approx([0, 3])
+    assert seen.get("sight") == pytest.approx([0, 3])
     press("<")
     assert seen.get("video.playbackRate") == 0.5
     press("m")

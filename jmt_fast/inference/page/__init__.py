@@ -100,7 +100,8 @@ def shown(name: str) -> str:
 
 def link(target: Path, folder: Path) -> str:
     """The URL of a file, relative to a folder; every byte that means something in a URL or in HTML is escaped."""
-    return quote(os.fsencode(os.path.relpath(target, folder)))
+    target = target.parent.resolve() / target.name  # `..` leaves a linked folder by its real parent
+    return quote(os.fsencode(os.path.relpath(target, folder.resolve())))
 
 
 def _person(trace: Trace, times: np.ndarray) -> dict[str, Any]:

@@ -100,7 +100,7 @@ video.addEventListener("play", state);
 video.addEventListener("pause", state);
 
 /* ---- charts ---- */
-let window_ = [begin, end];
+let sight = [begin, end];
 const line = () => css("--line"), grid = () => css("--grid"), soft = () => css("--soft");
 function chart(dimension, labelled) {
   const axis = { stroke: soft, grid: { stroke: grid, width: 1 }, ticks: { stroke: line, width: 1, size: 4 }, font: "12px system-ui" };
@@ -108,7 +108,7 @@ function chart(dimension, labelled) {
     width: $(dimension).clientWidth, height: labelled ? 164 : 138, padding: [6, 22, labelled ? 0 : 6, 0],
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false }, sync: { key: "all" }, points: { size: 6 } },
-    scales: { x: { time: false, range: () => window_ }, y: { range: [-1, 1] } },
+    scales: { x: { time: false, range: () => sight }, y: { range: [-1, 1] } },
     axes: [
       { ...axis, size: labelled ? 28 : 0, incrs: STEPS, values: (u, splits, i, space, step) =>
           labelled ? splits.map((s) => clock(s, step < 0.1 ? 2 : step < 1 ? 1 : 0)) : splits.map(() => ""), space: 70 },
@@ -146,7 +146,7 @@ function canvasOf(canvas, width, height) {
   return context;
 }
 function drawStrips() {
-  const over = charts[0].over, width = over.clientWidth, [from, to] = window_, at = (t) => ((t - from) / (to - from)) * width;
+  const over = charts[0].over, width = over.clientWidth, [from, to] = sight, at = (t) => ((t - from) / (to - from)) * width;
   people.forEach((person, i) => {
     const canvas = strips[i], context = canvasOf(canvas, width, 14);
     canvas.hidden = !person.shown;
@@ -167,28 +167,28 @@ function drawStrips() {
 function view(from, to) {
   const whole = end - begin, least = Math.min(whole, 0.5), span = clamp(to - from, least, whole);
   from = clamp(from, begin, end - span);
-  window_ = [from, from + span];
-  for (const plot of charts) plot.setScale("x", { min: window_[0], max: window_[1] });
+  sight = [from, from + span];
+  for (const plot of charts) plot.setScale("x", { min: sight[0], max: sight[1] });
 }
 function zoom(factor, middle = now) {
-  const [from, to] = window_, left = (clamp(middle, from, to) - from) * factor;
+  const [from, to] = sight, left = (clamp(middle, from, to) - from) * factor;
   view(clamp(middle, from, to) - left, clamp(middle, from, to) - left + (to - from) * factor);
 }
 function follow() { // a page further when playing runs out of the picture
-  const [from, to] = window_;
+  const [from, to] = sight;
   if (now > to && to < end) view(now, now + to - from); else reveal();
 }
 function reveal() {
-  const [from, to] = window_, span = to - from;
+  const [from, to] = sight, span = to - from;
   if (now < from) view(now - span / 4, now + (3 * span) / 4); else if (now > to) view(now - (3 * span) / 4, now + span / 4);
 }
 function draggable(element) {
   let held = false, resume = false;
   const at = (event) => {
     const box = element.getBoundingClientRect();
-    return window_[0] + ((event.clientX - box.left) / box.width) * (window_[1] - window_[0]);
+    return sight[0] + ((event.clientX - box.left) / box.width) * (sight[1] - sight[0]);
   };
-  const go = (event) => seek(clamp(at(event), window_[0], window_[1]));
+  const go = (event) => seek(clamp(at(event), sight[0], sight[1]));
   element.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     held = true; resume = playing();
@@ -288,7 +288,7 @@ function show() {
   if (!backdrop) return;
   const index = frameAt(now), over = charts[0].over;
   const x = charts[0].valToPos(now, "x");
-  $("playhead").hidden = now < window_[0] - NEAR || now > window_[1] + NEAR;
+  $("playhead").hidden = now < sight[0] - NEAR || now > sight[1] + NEAR;
   $("playhead").style.left = `${over.getBoundingClientRect().left - $("charts").getBoundingClientRect().left - $("charts").clientLeft + x}px`;
   $("clock").textContent = `${clock(now, 2)} / ${clock(end, 0)}`;
   people.forEach((person, i) => {
