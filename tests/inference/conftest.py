@@ -45,11 +45,15 @@ class Look:
 
     def __init__(self, page: Any, path: Path) -> None:
         self.page, self.errors, self.requests = page, [], []
-        page.on("console", lambda message: self.errors.append(message.text))
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(path.as_uri())
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
 
     def ready(self) -> Look:
         """The video can be played, and its first frame is there."""

@@ -139,6 +139,18 @@ def test_a_phone_has_it_all_without_scrolling_sideways(look: Any, page: Path) ->
         assert height > 10
 
 
+def test_a_window_that_opens_late(look: Any, page: Path) -> None:
+    """Nothing can be drawn without a size; the page comes up when it gets one."""
+    seen = look(page)
+    seen.get("document.body.style.display = 'none'")
+    seen.page.set_viewport_size({"width": 700, "height": 700})
+    seen.get("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    seen.get("document.body.style.display = ''")
+    seen.ready().get("seek(1.5)")
+    seen.settle()
+    assert seen.playhead() == pytest.approx(0.5, abs=0.01)
+
+
 def test_dark_is_dark_at_once(look: Any, page: Path) -> None:
     def brightness() -> float:
         return np.mean(
@@ -171,6 +183,21 @@ def test_two_people_have_a_trace_each(look: Any, film: Film, trace_of: Callable[
     assert seen.page.locator("#strips canvas:visible").count() == 1
     assert seen.get("charts.map((chart) => chart.series[1].show)") == [False, False]
     assert seen.page.locator("#people button").first.get_attribute("aria-pressed") == "false"
+
+
+def test_the_strip_shows_where_the_face_is_seen(look: Any, page: Path) -> None:
+    """The second quarter has no face; the strip follows the zoom."""
+    column = """(share) => {
+        const canvas = strips[0], x = Math.floor(share * canvas.width);
+        const pixels = canvas.getContext("2d").getImageData(x, 0, 1, canvas.height).data;
+        return pixels.filter((_, i) => i % 4 === 3 && pixels[i] > 0).length / canvas.height;
+    }"""
+    seen = look(page).ready()
+    heights = [seen.page.evaluate(column, share) for share in (0.05, 0.2, 0.3, 0.45, 0.55, 0.95)]
+    assert [height > 0.9 for height in heights] == [True, True, False, False, True, True]
+    seen.get("view(0.75, 1.45)")
+    seen.settle()
+    assert all(seen.page.evaluate(column, share) < 0.5 for share in (0.1, 0.5, 0.9))
 
 
 def test_names_are_text(look: Any, film: Film, trace_of: Callable[..., Trace], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const video = $("video");
 const DIMENSIONS = ["valence", "arousal"];
-const AXIS = 46, TRAIL = 2, CLOUD = 3000, NEAR = 0.001;
+const AXIS = 46, TRAIL = 2, CLOUD = 3000, NEAR = 0.001, STRIP = 14;
 const STEPS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600];
 
 /* ---- the numbers: base64 of little-endian integers, see page/__init__.py ---- */
@@ -16,8 +16,10 @@ const times = Array.from(new Uint32Array(bytes(data.times).buffer), (tick) => da
 const people = data.people.map((person, index) => {
   const seen = new Uint8Array(times.length).fill(1);
   for (const [first, after] of person.away) seen.fill(0, first, after);
+  const before = new Uint32Array(times.length + 1); // frames that are seen before each
+  seen.forEach((yes, i) => { before[i + 1] = before[i] + yes; });
   const series = (text) => Array.from(new Int16Array(bytes(text).buffer), (v, i) => (seen[i] ? v / data.scale : null));
-  return { name: person.name, index, seen, away: person.away, shown: true,
+  return { name: person.name, index, seen, before, shown: true,
            valence: series(person.valence), arousal: series(person.arousal) };
 });
 const alone = people.length === 1;
@@ -145,22 +147,22 @@ function canvasOf(canvas, width, height) {
   context.scale(ratio, ratio);
   return context;
 }
+/** One bar a pixel, as high as the share of its frames in which the face is seen. */
 function drawStrips() {
-  const over = charts[0].over, width = over.clientWidth, [from, to] = sight, at = (t) => ((t - from) / (to - from)) * width;
+  const over = charts[0].over, width = over.clientWidth, [from, to] = sight;
+  const edges = Array.from({ length: width + 1 }, (_, x) => frameAt(from + (x / width) * (to - from)));
   people.forEach((person, i) => {
-    const canvas = strips[i], context = canvasOf(canvas, width, 14);
+    const canvas = strips[i], context = canvasOf(canvas, width, STRIP);
     canvas.hidden = !person.shown;
     canvas.style.width = `${width}px`;
     canvas.style.marginLeft = `${over.offsetLeft}px`;
+    context.fillStyle = css("--away");
+    context.fillRect(0, STRIP - 4, width, 4);
     context.fillStyle = alone ? css("--accent") : colour(person);
-    context.globalAlpha = 0.75;
-    context.fillRect(at(begin), 0, at(end) - at(begin), 14);
-    context.globalAlpha = 1;
-    for (const [first, after] of person.away) {
-      const left = at(times[first]), right = at(after < times.length ? times[after] : end);
-      context.clearRect(left, 0, Math.max(right - left, 1), 14);
-      context.fillStyle = css("--away");
-      context.fillRect(left, 5, Math.max(right - left, 1), 4);
+    for (let x = 0; x < width; x++) {
+      const first = edges[x], after = Math.max(edges[x + 1], first + 1);
+      const share = (person.before[after] - person.before[first]) / (after - first);
+      context.fillRect(x, STRIP * (1 - share), 1, STRIP * share);
     }
   });
 }
@@ -299,6 +301,7 @@ function show() {
   drawPlane(index);
 }
 function layout() {
+  if (!plane.clientWidth || !plane.clientHeight) return; // a window without a size, as one that is only just opening
   for (const [i, plot] of charts.entries()) {
     const width = $(DIMENSIONS[i]).clientWidth;
     if (width !== plot.width) plot.setSize({ width, height: plot.height });
