@@ -60,7 +60,7 @@ def report_videos(
     `out`: for a file the page (default: beside it, .html), for a folder a folder (default: itself), which gets
     `index.html` and `pages/`. `video`: the video or the folder that has it; by default it is looked for where it was
     when it was predicted, and beside the trace. `embed` puts it into the page; `overlay` also writes an MP4 with the
-    trace in the picture, beside the page. `progress(done, total, name)` counts thousandths.
+    trace in the picture, beside the page. `progress(done, total, name)` counts parts of the work.
 
     Raises JMTError when a single file fails; failures inside a folder are listed in what is returned.
     """
@@ -81,32 +81,38 @@ def report_videos(
 
 
 def _folder(path: Path, out: Path, choices: _Choices, written: Written, progress: Progress | None) -> None:
+    """All pages and their index first, which takes moments, then the overlays: an interruption costs only these."""
     files = trace_files(path)
     written.total = len(files)
     if choices.video is not None and not choices.video.is_dir():
         raise DataError(f"{choices.video}: not a folder; for a folder of traces, --video is the folder of their videos")
     _make_folder(out / PAGES)
-    entries: list[Entry] = []
-    index = out / "index.html"
-    done = 0
+    index, entries, done = out / "index.html", list[Entry](), 0
+    paged: list[tuple[Path, Path | None, list[Path]]] = []
     for film in _films(files, written.failed):
-
-        def inside(part: int, total: int, done: int = done, film: _Film = film) -> None:
-            if progress:
-                progress(1000 * done + 1000 * len(film.files) * part // max(total, 1), 1000 * len(files), film.name)
-
         page = out / PAGES / f"{film.name}.html"
         try:
-            video = _page(film, page, index, choices, written)
+            paged.append((page, _page(film, page, index, choices, written), film.files))
             entries.append(entry(shown(film.name), page, out, film.traces))
-            _overlay(film, page, video, choices, written, inside)
         except JMTError as error:
             written.failed |= {each.name: error for each in film.files}
         done += len(film.files)
-        inside(0, 1, done)
+        if progress:
+            progress(done, len(files) * (10 if choices.overlay else 1), shown(film.name))
     if entries:
         write_index(entries, index, shown(path.absolute().name))
         written.files.insert(0, index)
+    for number, (page, video, members) in enumerate(paged if choices.overlay else []):
+
+        def inside(part: int, total: int, number: int = number, name: str = page.stem) -> None:
+            if progress:
+                progress(round(100 + 900 * (number + part / total) / len(paged)), 1000, shown(name))
+
+        try:
+            traces = [trace for each in members for trace in read_traces(each)]  # not kept: there may be thousands
+            _overlay(_Film(page.stem, members, traces), page, video, choices, written, inside)
+        except JMTError as error:
+            written.failed |= {each.name: error for each in members}
 
 
 def _films(files: Sequence[Path], failed: dict[str, JMTError]) -> Iterator[_Film]:

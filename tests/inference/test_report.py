@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +25,19 @@ from jmt_fast.inference.report import find_video, report_videos
 
 Film = Callable[..., Path]
 TraceOf = Callable[..., Trace]
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_ten_minute_page_is_under_a_megabyte(tmp_path: Path) -> None:
@@ -113,6 +129,27 @@ def test_an_overlay_keeps_frames_times_and_sound(
     start, samples = media.audio(tmp_path / "out.mp4", 44_100)
     heard = kit.click_times(start, samples, 44_100)
     assert np.allclose(heard, np.array([0.9, 1.4]) - times[0], atol=0.003)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 20])
+def test_a_video_without_any_face(film: Film, kit: SimpleNamespace, tmp_path: Path, frames: int) -> None:
+    video = Path(shutil.copy(film(times=kit.steps(frames)), tmp_path / "talk.mp4"))
+    values, nobody = np.zeros((frames, 2), np.float32), np.zeros(frames, bool)
+    Trace.build(video, media.probe(video).timestamps, values, nobody).save(tmp_path / "talk.csv")
+    written = report_videos(tmp_path, overlay=True)
+    assert written.failed == {}
+    assert "face seen 0%" in (tmp_path / "pages" / "talk.html").read_text()
+    assert "nan" not in re.sub(r"<script.*?</script>", "", (tmp_path / "index.html").read_text(), flags=re.S)
+    assert media.probe(tmp_path / "pages" / "talk.overlay.mp4").frames == frames
+
+
+def test_a_full_disk_leaves_no_half_overlay(film: Film, trace_of: TraceOf, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    video = film(times=tuple(n / 30 for n in range(90)), size=(480, 360))
+    trace = trace_of(video).save(tmp_path / "talk.parquet")
+    with pytest.raises(JMTError, match=r"talk\.overlay\.mp4"), limited(20_000):
+        write_overlay([trace_of(video)], video, tmp_path / "talk.overlay.mp4")
+    assert list(tmp_path.iterdir()) == [trace]
 
 
 def test_an_overlay_is_made_once(film: Film, trace_of: TraceOf, tmp_path: Path) -> None:
