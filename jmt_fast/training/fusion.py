@@ -16,13 +16,13 @@ from jmt_fast.data import labelled as has_label
 from jmt_fast.errors import DataError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
-from jmt_fast.training.batches import Batch, LabelledVideo, SequenceSampler
+from jmt_fast.training.batches import Batch, LabelledVideo, ResidentClips, SequenceSampler
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, whole_batch
 from jmt_fast.training.evaluation import evaluate
 from jmt_fast.training.loop import FitResult, Progress, Trainer, Watch
 from jmt_fast.training.loss import StreamingCCC, ccc_loss
-from jmt_fast.training.step import Step, sgd
+from jmt_fast.training.step import fast_step, sgd
 
 
 def fit_fusion(
@@ -69,6 +69,9 @@ def fit_fusion(
     def loss(audio: Tensor, visual: Tensor, present: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
         return ccc_loss(*whole_batch(network(audio, visual, present).float(), target, labelled))
 
+    clips = None
+    if device.type == "cuda" and 2 * ResidentClips.nbytes(sampler) < torch.cuda.mem_get_info(device)[0]:
+        clips = ResidentClips(sampler, audio_backbone.sequence, device)
     judged = [video for video in validation if has_label(video.labels).any()] or validation
 
     def validate() -> np.ndarray:
@@ -89,7 +92,13 @@ def fit_fusion(
     }
     trainer = Trainer(
         model,
-        Step(loss, optimizer, runtime, clip_norm=config.clip_norm),
+        fast_step(
+            loss if clips is None else lambda rows: loss(*clips.batch(rows)),
+            optimizer,
+            runtime,
+            clip_norm=config.clip_norm,
+            steps=config.epochs * sampler.batches(1),
+        ),
         validate,
         epochs=config.epochs,
         patience=config.patience,
@@ -107,7 +116,7 @@ def fit_fusion(
                 heard = heard._replace(audio=audio_backbone.sequence(heard.audio))
             yield from sampler.cut(videos, heard)
 
-    return trainer.fit(batches, sampler.batches, resume)
+    return trainer.fit(clips.epoch if clips else batches, sampler.batches, resume)
 
 
 def rate(config: FusionTraining, history: Sequence[dict[str, Any]]) -> float:

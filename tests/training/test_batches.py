@@ -10,8 +10,9 @@ import torch
 
 from jmt_fast.data import clip_labels
 from jmt_fast.errors import DataError
+from jmt_fast.models import AudioBackbone
 from jmt_fast.training import LabelledVideo
-from jmt_fast.training.batches import SequenceSampler
+from jmt_fast.training.batches import ResidentClips, SequenceSampler
 
 
 def test_an_epoch_is_one_phase_of_each_video(train: list[LabelledVideo]) -> None:
@@ -66,6 +67,25 @@ def test_batches_have_one_shape_and_hold_what_was_drawn(train: list[LabelledVide
         np.testing.assert_array_equal(target[present].numpy(), labels[clips[there]])
     assert not any(present.any() for _, _, present, _, _ in rows[len(drawn) :])
     assert {name for names, _ in parts for name in names.split(", ")} == {video.name for video in train}
+
+
+@pytest.mark.parametrize(("stride", "part"), [(8, (0, 1)), (16, (1, 2))])
+def test_clips_on_the_device_give_the_same_batches(
+    train: list[LabelledVideo], audio_backbone: AudioBackbone, stride: int, part: tuple[int, int]
+) -> None:
+    sampler = SequenceSampler(train, length=5, batch=3, seed=0, stride=stride, part=part)
+    clips = ResidentClips(sampler, audio_backbone.sequence, torch.device("cpu"))
+    for epoch in (1, 2):
+        expected = [item for names, block in sampler.blocks(epoch) for item in sampler.cut(names, block)]
+        for (names, (rows,)), (videos, batch) in zip(clips.epoch(epoch), expected, strict=True):
+            assert names == videos
+            found = clips.batch(rows)
+            with torch.no_grad():
+                heard = audio_backbone.sequence(batch.audio).masked_fill(~batch.present[..., None], 0)
+            torch.testing.assert_close(found.audio, heard)
+            for name in ("visual", "present", "labelled"):
+                assert torch.equal(getattr(found, name), getattr(batch, name)), name
+            assert torch.equal(found.target[found.present], batch.target[batch.present])
 
 
 def test_a_coarser_stride_draws_from_some_of_the_phases(make_video: Callable[..., LabelledVideo]) -> None:

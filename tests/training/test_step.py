@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from jmt_fast.models import JMT
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import ccc_loss
-from jmt_fast.training.step import Step, sgd
+from jmt_fast.training.step import Step, WholeStep, fast_step, sgd
 
 Batch = tuple[Tensor, ...]
 
@@ -36,13 +36,16 @@ def batches(count: int, seed: int, batch: int = 3, length: int = 8) -> list[Batc
     return made
 
 
-def trajectory(model: nn.Module, runtime: Runtime, data: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Losses of the steps, and the weights they lead to, in float64."""
+def trajectory(
+    model: nn.Module, runtime: Runtime, data: list[Batch], make: Callable[..., Step] = Step, **options: object
+) -> tuple[Tensor, Tensor]:
+    """Losses of the steps, and the weights they lead to, in float64. `options` are the optimizer's or the step's."""
 
     def loss(audio: Tensor, visual: Tensor, present: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
         return ccc_loss(model(audio, visual, present), target, labelled)
 
-    step = Step(loss, sgd(model.parameters(), lr=0.02, momentum=0.9), runtime)
+    own = {name: options.pop(name) for name in ("rate", "clip_norm") if name in options}
+    step = make(loss, sgd(model.parameters(), **{"lr": 0.02, "momentum": 0.9, **options}), runtime, **own)
     losses = torch.stack([step(*batch).double() for batch in data])
     return losses, torch.cat([weight.detach().double().flatten() for weight in model.parameters()])
 
@@ -65,6 +68,68 @@ def test_compiled_and_eager_follow_one_trajectory(make_model: Callable[..., JMT]
     for value, plain, exact in [(compiled, eager, truth), (compiled_losses, eager_losses, true_losses)]:
         error, own = (value - exact).abs().max(), (plain - exact).abs().max()
         assert error <= 4 * own + 1e-6
+
+
+OPTIONS = {
+    "plain, concat": {"momentum": 0.0},
+    "all, cross_attention": {
+        "weight_decay": 0.01, "nesterov": True, "clip_norm": 0.3, "rate": lambda update: 1 / (1 + update),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OPTIONS)
+def test_the_whole_step_follows_the_same_trajectory(make_model: Callable[..., JMT], case: str) -> None:
+    options, data = OPTIONS[case], batches(12, seed=1)
+
+    def make() -> JMT:
+        return make_model(fusion=case.split()[-1])
+
+    fp32, compiling = (Runtime.choose("cpu", "fp32", compile=compile) for compile in (False, True))
+    true_losses, truth = trajectory(make().double(), fp32, doubled(data), **options)
+    eager_losses, eager = trajectory(make(), fp32, data, **options)
+    before = counters["stats"]["unique_graphs"]
+    whole_losses, whole = trajectory(make(), compiling, data, WholeStep, **options)
+    assert counters["stats"]["unique_graphs"] - before == 1  # one region, from the loss to the update, at every rate
+    start = torch.cat([weight.detach().double().flatten() for weight in make().parameters()])
+    assert (truth - start).abs().max() > 1e-3  # it did train
+    for value, plain, exact in [(whole, eager, truth), (whole_losses, eager_losses, true_losses)]:
+        error, own = (value - exact).abs().max(), (plain - exact).abs().max()
+        assert error <= 4 * own + 1e-6
+
+
+def test_the_whole_step_and_the_other_read_each_others_state() -> None:
+    def make(kind: Callable[..., Step], compile: bool) -> tuple[nn.Parameter, Step]:
+        weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+        runtime = Runtime.choose("cpu", "fp32", compile=compile)
+        optimizer = sgd([weight], lr=0.1, momentum=0.9)
+        return weight, kind(lambda x: (weight * x).square().sum(), optimizer, runtime, lambda update: 0.5**update)
+
+    inputs = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for kinds in [(Step, Step), (Step, WholeStep), (WholeStep, Step), (WholeStep, WholeStep)]:
+        (first, begun), (second, other) = (make(kind, compile=kind is WholeStep) for kind in kinds)
+        for x in inputs[:3]:
+            begun(x)
+        other.load_state_dict(deepcopy(begun.state_dict()))
+        second.data.copy_(first)
+        for x in inputs[3:]:
+            other(x)
+        ends.append(second.detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0])
+
+
+def test_the_whole_step_is_taken_where_it_holds() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    plain, adam = sgd([weight], lr=0.1), torch.optim.Adam([weight])
+    for optimizer, precision, compile, kind in [
+        (plain, "bf16", True, WholeStep), (plain, "fp32", False, Step), (plain, "fp16", True, Step),
+        (adam, "bf16", True, Step),
+    ]:  # fmt: skip
+        assert type(fast_step(torch.sum, optimizer, Runtime.choose("cpu", precision, compile))) is kind
+    assert type(fast_step(torch.sum, plain, Runtime.choose("cpu", "bf16", True), steps=100)) is Step
 
 
 def test_bf16_stays_near_fp32(make_model: Callable[..., JMT]) -> None:
