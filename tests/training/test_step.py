@@ -121,6 +121,16 @@ def test_the_whole_step_and_the_other_read_each_others_state() -> None:
         torch.testing.assert_close(end, ends[0])
 
 
+def test_the_whole_step_follows_a_rate_that_is_set() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    runtime = Runtime.choose("cpu", "fp32", compile=True)
+    step = WholeStep(lambda x: (weight * x).sum(), sgd([weight], lr=0.1), runtime)
+    for factor, expected in [(1.0, 0.9), (0.0, 0.9), (0.5, 0.85)]:
+        step.scale_rate(factor)
+        step(torch.ones(2))
+        torch.testing.assert_close(weight.detach(), torch.full((2,), expected))
+
+
 def test_the_whole_step_is_taken_where_it_holds() -> None:
     weight = nn.Parameter(torch.ones(2))
     plain, adam = sgd([weight], lr=0.1), torch.optim.Adam([weight])
