@@ -34,10 +34,10 @@ def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Js
     """Say what is in a video file: streams, frames, rate, rotation, sound."""
     from jmt_fast import media
     from jmt_fast.cli import show
-    from jmt_fast.media.route import nvdec, route
+    from jmt_fast.media.route import Nvdec, route
 
     info = media.probe(video)
-    decoder = route(info, nvdec())
+    decoder = route(info, Nvdec())  # by the word of the driver: the trial decode of `nvdec` takes seconds
     facts = info.facts() | {"gpu_decodes": decoder.gpu, "decoder": decoder.reason}
     if json:
         show.as_json(facts | {"timestamps": info.timestamps.tolist()})
