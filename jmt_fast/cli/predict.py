@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jmt_fast.cli import app
-from jmt_fast.cli.options import CompileOption, Device, Json, Precision, PrecisionOption, Stride, runtime
+from jmt_fast.cli.options import CompileOption, Device, Json, Precision, PrecisionOption, Stride
+
+if TYPE_CHECKING:
+    from jmt_fast.inference import Found, Known
+    from jmt_fast.inference.collection import Engine, Redo
+
+AGAIN = " (as before; --retry-failed tries again)"
 
 
 class Format(StrEnum):
@@ -58,9 +66,15 @@ def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Js
 
 @app.command()
 def predict(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files, folders, patterns, tables with a column `video` (.csv, .parquet), or - for a list on stdin.",
+            metavar="VIDEO...",
+        ),
+    ],
     checkpoint: Annotated[Path, typer.Option(help="Folder that `train` or `demo` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for one file a video.")],
+    out: Annotated[Path, typer.Option(help="Folder for one file a video, and for the ledger `_index.parquet`.")],
     format: Annotated[Format, typer.Option(help="Of the files; eaf is for ELAN, vtt are subtitles.")] = Format.parquet,
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between predictions.")] = Stride.eight,
     smooth: Annotated[str | None, typer.Option(help="Frames to smooth valence and arousal over, e.g. 20,50.")] = None,
@@ -75,38 +89,126 @@ def predict(
     person: Annotated[
         str, typer.Option(help="Whose face: largest, all (a file each), or the number of one; 0 is the largest.")
     ] = "largest",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try what failed before once more.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do what is done already once more.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes; 0 works in this one, without limits.",
+            show_default="one a GPU; 0 for a single video, else 1",
+        ),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="How many GPUs to use.", show_default="all")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds without progress until a video is given up.", show_default="600"),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GiB that a process may hold.", show_default="80% of the machine's, shared"),
+    ] = None,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     compile: CompileOption = None,
 ) -> None:
-    """Predict valence and arousal over time for each video: one row a frame."""
+    """Predict valence and arousal over time for each video: one row a frame.
+
+    A second run with the same --out does only what is missing or changed.
+    """
     windows = _windows(smooth)
     if person not in ("largest", "all") and not person.isdecimal():
         raise typer.BadParameter(f"{person!r}: largest, all or a number expected", param_hint="--person")
+    if gpus is not None and device != "auto":
+        raise typer.BadParameter("give --gpus or --device, not both", param_hint="--gpus")
     from jmt_fast.cli import show
-    from jmt_fast.inference import Predictor, predict_files
-    from jmt_fast.models import Checkpoint
+    from jmt_fast.inference import Crew, Recipe, Settings, find_videos, predict_collection, run_here, weights_digest
+    from jmt_fast.inference.machine import devices, memory_share
+    from jmt_fast.models.checkpoint import load_feature_config
 
-    loaded = Checkpoint.load(checkpoint)
-    region = crop.value if crop else loaded.features.region
+    found = find_videos(videos, sys.stdin.buffer)
+    region = crop.value if crop else load_feature_config(checkpoint).region
     if person != "largest" and region != "face":
         raise typer.BadParameter(f"people are told apart by --crop face only, not {region}", param_hint="--person")
-    predictor = Predictor(loaded, runtime(device, precision, compile), region)
-    failed = 0
+    settings = Settings.model_validate(
+        {
+            "weights": weights_digest(checkpoint),
+            "region": region,
+            "stride": int(stride),
+            "person": person,
+            "precision": precision.value,
+            "smooth": windows,
+            "format": format.value,
+            "plot": plot,
+        }
+    )
+    places = devices(gpus, device)
+    if workers is None:
+        workers = 0 if len(found.videos) == 1 and not (timeout or memory) else len(places)
+    recipe = Recipe(checkpoint, settings, places, compile, max(workers, 1))
+    engine: Engine = run_here
+    if workers:
+        engine = Crew(workers, patience=timeout or Crew.patience, memory=memory_share(memory, workers))
+    redo: Redo = "all" if force else "failed" if retry_failed else "missing"
+    report = _Report(found)
     with show.bar("Predicting") as progress:
-        for outcome in predict_files(predictor, videos, out, format.value, int(stride), windows, progress, person):
-            if outcome.trace is None:
-                failed += 1
-                print(f"error: {outcome.error}", file=sys.stderr)
-                continue
-            for line in outcome.trace.warnings:
+        report.progress = progress
+        for known in predict_collection(found.videos, out, recipe, settings, engine, redo, report.moved):
+            report.add(known, out)
+    report.finish()
+
+
+class _Report:
+    """What is said of a collection while it is done and afterwards."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.total = len(found.videos) + len(found.unusable)
+        self.failed = len(found.unusable)
+        self.done = self.before = 0
+        self.seconds = 0.0  # of video
+        self.shares: dict[int, float] = {}
+        self.begin = time.monotonic()
+        self.progress: Callable[[int, int, str], None] = lambda done, total, note: None
+        for name, reason in found.unusable.items():
+            print(f"error: {name}: {reason}", file=sys.stderr)
+        if found.others:
+            kinds = ", ".join(f"{suffix or 'without suffix'} {count}" for suffix, count in found.others.most_common(8))
+            print(f"{found.others.total()} files are not called like videos and left out: {kinds}", file=sys.stderr)
+
+    def moved(self, number: int, share: float) -> None:
+        """Video `number` is done to this share. The bar counts hundredths of videos."""
+        self.shares[number] = share
+        left = self.total - self.done - self.failed - self.before
+        note = f"{self.done} done, {self.failed} failed, {left} left, {self.speed():.1f} x real time"
+        self.progress(100 * (self.total - left) + round(100 * sum(self.shares.values())), 100 * self.total, note)
+
+    def speed(self) -> float:
+        return self.seconds / max(time.monotonic() - self.begin, 1e-3)
+
+    def add(self, known: Known, out: Path) -> None:
+        row = known.row
+        if row.status != "done":
+            self.failed += 1
+            print(f"error: {row.error}" + ("" if known.fresh else AGAIN), file=sys.stderr)
+        elif known.fresh:
+            self.done += 1
+            self.seconds += row.duration
+            for line in row.warnings:
                 print(f"warning: {line}", file=sys.stderr)
-            if plot:
-                outcome.trace.plot().savefig(outcome.output.with_suffix(".png"), dpi=120)
-            print(outcome.output)
-    if failed:
-        print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)
-        raise typer.Exit(1 if failed == len(videos) else 3)
+            for name in row.outputs:
+                print(out / name)
+        else:
+            self.before += 1
+        self.shares.pop(known.number, None)
+
+    def finish(self) -> None:
+        """A last line, and the exit code: 3 if some failed, 1 if all did."""
+        if self.before:
+            print(f"{self.before} of {self.total} videos were done before; --force does them again", file=sys.stderr)
+        if self.failed:
+            print(f"{self.failed} of {self.total} videos failed", file=sys.stderr)
+            raise typer.Exit(1 if self.failed == self.total else 3)
 
 
 def _windows(text: str | None) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from jmt_fast.errors import MediaError
 from jmt_fast.faces import Cropper, Detector, Person, choose, detector, find_people, looked_at
 from jmt_fast.features.frames import FrameSource, ahead, choose_decoder
 from jmt_fast.features.store import VideoFeatures
+from jmt_fast.features.turns import Turns
 from jmt_fast.models import Backbones, fast_inference
 from jmt_fast.runtime import Runtime
 
@@ -35,19 +36,20 @@ class Block:
 
 
 class Extractor:
-    """Frozen backbones behind the media graph. One instance serves any number of recordings."""
+    """Frozen backbones behind the media graph. One instance serves any number of recordings, in several threads too."""
 
     def __init__(self, config: FeatureConfig, backbones: Backbones, runtime: Runtime) -> None:
         self.config = config
         self.runtime = runtime
+        self.turns = Turns()
         self.graph = ClipGraph(config.frames, config.sound, runtime.device)
         crop, sound = config.frames.crop, config.sound
         # On a CPU each thread takes whole clips, so a batch is a multiple of the threads.
         batch = 32 if runtime.device.type == "cuda" else 2 * torch.get_num_threads()
         clips = torch.randn(batch, 3, CLIP_FRAMES, crop, crop, device=runtime.device)
         spectrograms = torch.randn(max(batch, 16), 1, sound.mels, sound.columns, device=runtime.device)
-        self.visual = fast_inference(backbones.visual, clips, runtime)
-        self.audio = fast_inference(backbones.audio, spectrograms, runtime)
+        self.visual = self.turns.shared(fast_inference(backbones.visual, clips, runtime))
+        self.audio = self.turns.shared(fast_inference(backbones.audio, spectrograms, runtime))
 
     def people(self, recording: OpenRecording, progress: Progress | None = None) -> list[Person]:
         """Everybody whose face is in the video, the largest first; `progress(done, total)` counts frames.
@@ -62,7 +64,8 @@ class Extractor:
 
     @cached_property
     def _detector(self) -> Detector:
-        return detector(self.runtime)
+        found = detector(self.runtime)
+        return lambda pictures: self.turns(found, pictures)
 
     def looks_for_faces(self, recording: OpenRecording) -> bool:
         """Prepared crops are faces already."""

@@ -1,80 +1,237 @@
-"""Many videos -> one trace file each; what fails is listed and the rest is still done."""
+"""Many videos -> trace files and a ledger: what is missing is done, what fails is noted with its reason."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from jmt_fast.errors import JMTError, MediaError
+import torch
+
+from jmt_fast import __version__
+from jmt_fast.config import Config, Region, Stride
+from jmt_fast.errors import CheckpointError
+from jmt_fast.inference.ledger import DONE, FAILED, QUARANTINED, TABLE, Ledger, Row, as_line, as_text, now
 from jmt_fast.inference.predictor import Predictor
-from jmt_fast.inference.trace import Trace
+from jmt_fast.inference.workers import Job, Progress, Result, Told, Work
 
-Progress = Callable[[int, int, str], None]
+Redo = Literal["missing", "failed", "all"]
+Engine = Callable[[Callable[[int], Work], Sequence[Job], Progress], Generator[Result]]
+LONGEST = 200  # bytes of an output's name before its suffixes: file systems allow 255 with them
+VERSIONS = f"jmt-fast {__version__}, torch {torch.__version__}"
+
+
+class Settings(Config):
+    """All that changes the files of a video. `weights`: `weights_digest` of the checkpoint."""
+
+    weights: str
+    region: Region | None = None
+    stride: Stride = 8
+    person: str = "largest"
+    precision: str = "auto"
+    smooth: tuple[int, int] | None = None
+    format: str = "parquet"
+    plot: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one video: its trace and the file it is in, or the reason why there is none."""
+class Task:
+    """One video, and its outputs' path without `.<format>`."""
 
     video: Path
     output: Path
-    trace: Trace | None = None
-    error: MediaError | None = None
 
 
-def output_paths(videos: Sequence[Path], out: Path, format: str) -> list[Path]:
-    """`out/<stem>.<format>`, or `out/<file name>.<format>` for files that share a stem.
+@dataclass(frozen=True)
+class Done:
+    """Of one video: the names of its files, their rows, the seconds of video, the seconds of work, and warnings."""
 
-    Raises JMTError when two inputs would still write the same file.
+    outputs: tuple[str, ...]
+    rows: int
+    duration: float
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a process needs to do videos; calling it with its place among them loads the checkpoint.
+
+    `devices`: shared out over the places in turn. `workers`: how many processes share the processor's threads.
     """
-    stems = [video.stem for video in videos]
-    names = [video.name if stems.count(video.stem) > 1 else video.stem for video in videos]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise JMTError(
-                f"{videos[index]}: a second input named {name}; give inputs of one name separate --out folders"
-            )
-    return [out / f"{name}.{format}" for name in names]
+
+    checkpoint: Path
+    settings: Settings
+    devices: tuple[str, ...] = ("auto",)
+    compile: bool | None = None
+    workers: int = 1
+
+    def __call__(self, place: int) -> Work:
+        if self.workers > 1:
+            torch.set_num_threads(max(1, torch.get_num_threads() // self.workers))
+        predictor = Predictor.from_pretrained(
+            self.checkpoint,
+            self.devices[place % len(self.devices)],
+            self.settings.precision,
+            self.compile,
+            self.settings.region,
+        )
+        return partial(predict_one, predictor, self.settings)
 
 
-def predict_files(
-    predictor: Predictor,
+def predict_one(predictor: Predictor, settings: Settings, task: Task, told: Told) -> Done:
+    """Write the traces of one video, each whole or not at all: `<output>.<format>`, or with `person` = all
+    `<output>.<person>.<format>` for each person.
+
+    Raises MediaError when the video cannot be used, JMTError when a file cannot be written.
+    """
+    begin = time.monotonic()
+    outputs, rows, duration, warnings = [], 0, 0.0, []
+    traces = predictor.predict_people(
+        task.video, settings.stride, None, lambda done, total: told(done / max(total, 1)), settings.person
+    )
+    for trace in traces:
+        if settings.smooth:
+            trace = trace.smoothed(*settings.smooth)
+        person = f".{trace.person}" if settings.person == "all" else ""
+        path = task.output.with_name(f"{task.output.name}{person}.{settings.format}")
+        trace.save(path)
+        if settings.plot:
+            picture = path.with_suffix(".png")
+            temporary = picture.with_name(f".{picture.name}.part")
+            trace.plot().savefig(temporary, dpi=120, format="png")
+            temporary.replace(picture)
+        outputs.append(path.name)
+        rows += trace.table.num_rows
+        duration = float(trace.times[-1] - trace.times[0])
+        warnings += trace.warnings
+    return Done(tuple(outputs), rows, duration, time.monotonic() - begin, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of `videos[number]` now; `fresh` if this run found it out."""
+
+    number: int
+    row: Row
+    fresh: bool = True
+
+
+def predict_collection(
     videos: Sequence[Path],
     out: Path,
-    format: str = "parquet",
-    stride: int = 8,
-    smooth: tuple[int, int] | None = None,
-    progress: Progress | None = None,
-    person: str = "largest",
-) -> Iterator[Outcome]:
-    """Predict each video and write its trace; yields outcomes as they come.
+    recipe: Callable[[int], Work],
+    settings: Settings,
+    engine: Engine,
+    redo: Redo = "missing",
+    progress: Progress = lambda video, share: None,
+) -> Iterator[Known]:
+    """Predict what `out` lacks: videos that are new there, or changed since (size or modification time), or were done
+    with other settings or another checkpoint, or whose files are gone. Those that failed are left as they are unless
+    they changed, or `redo` is `failed`; `all` does every one.
 
-    `person`: as in `Predictor.predict_people`. With `all`, each person has an outcome, and a file of its own,
-    `<name>.<person>.<format>`.
-
-    `smooth`: frames to smooth valence and arousal over. A file that cannot be decoded is an outcome with its error; a
-    folder that cannot be written raises JMTError. `progress(done, total, name)` counts hundredths of videos.
+    Videos that are left as they are come first, the others as they are finished, each in the ledger
+    by then. `progress(index in videos, share)`. Raises JMTError as `Ledger` and `engine` do.
     """
-    outputs = output_paths(videos, out, format)
+    with Ledger(out) as ledger:
+        for part in out.glob(".*.part"):  # of a run that was killed
+            part.unlink(missing_ok=True)
+        names = _names(videos, ledger.rows)
+        digest = settings.digest()
+        jobs, planned = [], {}
+        for number, (video, name) in enumerate(zip(videos, names, strict=True)):
+            size, time_ns = fingerprint(video)
+            row = Row(as_text(os.path.abspath(video)), name, size, time_ns, digest, FAILED, versions=VERSIONS)
+            before = ledger.rows.get(row.path)
+            if before and not _due(before, row, out, redo):
+                yield Known(number, before, fresh=False)
+                continue
+            planned[number] = row
+            jobs.append(Job(number, Task(video, out / name)))
+        if not jobs:
+            return
+        with closing(engine(recipe, jobs, progress)) as results:
+            for result in results:
+                row = _finished(planned[result.number], videos[result.number], result)
+                ledger.add(row)
+                yield Known(result.number, row)
+
+
+def _due(before: Row, row: Row, out: Path, redo: Redo) -> bool:
+    same = (before.size, before.mtime_ns, before.settings) == (row.size, row.mtime_ns, row.settings)
+    if redo == "all" or not same:
+        return True
+    if before.status == DONE:
+        return not all((out / name).exists() for name in before.outputs)
+    return redo == "failed"
+
+
+def _finished(row: Row, video: Path, result: Result) -> Row:
+    facts = vars(row) | {"finished": now()}
+    if not result.error:
+        warnings = tuple(map(as_line, result.value.warnings))
+        return Row(**facts | vars(result.value) | {"status": DONE, "warnings": warnings})
+    error = result.error if result.error.startswith(str(video)) else f"{video}: {result.error}"
+    return Row(**facts | {"status": QUARANTINED if result.deadly else FAILED, "error": as_line(error)})
+
+
+def fingerprint(video: Path) -> tuple[int, int]:
+    """Size [bytes] and modification time [ns] of a file, -1 and -1 where there is none."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        status = video.stat()
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """16 hex digits of what is in a checkpoint's files. Raises CheckpointError where there is no such folder."""
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(each for each in checkpoint.iterdir() if each.suffix in (".json", ".safetensors")):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise JMTError(f"{out}: the output folder cannot be made: {error.strerror}; pass another --out") from error
-    for number, (video, output) in enumerate(zip(videos, outputs, strict=True)):
+        raise CheckpointError(
+            f"{error.filename or checkpoint}: {error.strerror}; give a folder that `jmt-fast demo` or `train` wrote"
+        ) from error
+    return digest.hexdigest()[:16]
 
-        def inside(done: int, total: int, number: int = number, video: Path = video) -> None:
-            if progress:
-                progress(100 * number + 100 * done // max(total, 1), 100 * len(videos), video.name)
 
-        inside(0, 1)
-        try:
-            for trace in predictor.predict_people(video, stride, progress=inside, person=person):
-                if smooth:
-                    trace = trace.smoothed(*smooth)
-                path = output.with_name(f"{output.stem}.{trace.person}.{format}") if person == "all" else output
-                trace.save(path)
-                yield Outcome(video, path, trace)
-        except MediaError as error:
-            yield Outcome(video, output, error=error)
-        inside(1, 1)
+def _names(videos: Sequence[Path], rows: dict[str, Row]) -> list[str]:
+    """What the output files of each video begin with, different for all: the name it had in the ledger, its stem, or,
+    where another video has or wants that, its file name, or at last its stem and a digest of its path."""
+    paths = [as_text(os.path.abspath(video)) for video in videos]
+    stems = [_safe(video.stem) for video in videos]
+    files = [_safe(video.name) for video in videos]
+    wanted, full = Counter(stems), Counter(files)
+    taken = {row.name for row in rows.values()} | {Path(TABLE).stem}
+    names = []
+    for path, stem, file in zip(paths, stems, files, strict=True):
+        if path in rows:
+            names.append(rows[path].name)
+            continue
+        choices = [stem] * (wanted[stem] == 1) + [file] * (full[file] == 1 and file not in wanted)
+        own = f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+        names.append(next((name for name in choices if name not in taken), own))
+        taken.add(names[-1])
+    return names
+
+
+def _safe(name: str) -> str:
+    """A name that prints on one line and fits: control characters and bytes that are no UTF-8 become `%NN`."""
+    odd = "".join(
+        "".join(f"%{byte:02X}" for byte in os.fsencode(each)) if not each.isprintable() else each for each in name
+    )
+    if len(odd.encode()) <= LONGEST:
+        return odd
+    short = odd.encode()[: LONGEST - 20].decode(errors="ignore")
+    return f"{short}-{hashlib.sha256(odd.encode()).hexdigest()[:12]}"

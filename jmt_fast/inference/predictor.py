@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -21,6 +24,15 @@ from jmt_fast.runtime import Runtime
 
 Progress = Callable[[int, int], None]
 LOOKING = 0.1  # of the bar; what finding faces takes of the time on a processor, or less
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one video: the trace of a person in it, or the reason why there is none."""
+
+    video: Path
+    trace: Trace | None = None
+    error: MediaError | None = None
 
 
 class Predictor:
@@ -91,6 +103,42 @@ class Predictor:
             trace = self._trace(path, recording, stride, each, _share(progress, LOOKING + number * part, part))
             yield replace(trace, warnings=trace.warnings + _remarks(path, each, people, person))
 
+    def predict_many(
+        self, paths: Iterable[str | Path], stride: int = 8, person: str = "largest", together: int = 2
+    ) -> Iterator[Outcome]:
+        """`predict_people` for each video, in the order in which they are finished; one that cannot be used is an
+        outcome with its error.
+
+        `together` videos are in work at the same time: one is opened, decoded or interpolated while another one is in
+        the networks, and clips that wait for those at the same time share a batch. `paths` is read as videos finish.
+        """
+
+        stopped = Event()
+
+        def check(done: int, total: int) -> None:
+            if stopped.is_set():  # nobody waits for the rest of a long video
+                raise CancelledError
+
+        def one(path: Path) -> list[Outcome]:
+            try:
+                return [
+                    Outcome(path, trace) for trace in self.predict_people(path, stride, progress=check, person=person)
+                ]
+            except MediaError as error:
+                return [Outcome(path, error=error)]
+
+        left = map(Path, paths)
+        with ThreadPoolExecutor(together, thread_name_prefix="video") as pool:
+            try:
+                work: set[Future[list[Outcome]]] = {pool.submit(one, path) for path in islice(left, together)}
+                while work:
+                    done, work = wait(work, return_when=FIRST_COMPLETED)
+                    work |= {pool.submit(one, path) for path in islice(left, len(done))}
+                    for future in done:
+                        yield from future.result()
+            finally:
+                stopped.set()
+
     def _trace(
         self, path: Path, recording: OpenRecording, stride: int, person: Person | None, progress: Progress | None
     ) -> Trace:
@@ -100,7 +148,7 @@ class Predictor:
         # so many consecutive clips hold exactly one sequence of each interleaved phase
         for part in _regrouped(stream, CLIP_STEP // stride * length, recording.recording.name, stride):
             times.append(part.times)
-            values.append(run_sequences(self.fusion, self.audio, part, length))
+            values.append(self.extractor.turns(run_sequences, self.fusion, self.audio, part, length))
             if progress:
                 progress(sum(map(len, times)), stream.clips)
         frames = to_frames(np.concatenate(times), np.concatenate(values), stream.timestamps)

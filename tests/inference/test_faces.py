@@ -13,7 +13,8 @@ import pytest
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.errors import MediaError
 from jmt_fast.faces import DETECTORS, Cropper, Faces, Person
-from jmt_fast.inference import Predictor, predict_files
+from jmt_fast.inference import Predictor, Settings
+from jmt_fast.inference.collection import Task, predict_one
 
 Film = Callable[..., Path]
 FRAMES = 121
@@ -146,16 +147,13 @@ def test_the_checkpoint_says_what_is_cropped(small_checkpoint: Path, video: Path
 
 def test_all_writes_a_file_a_person(predictor: Predictor, video: Path, cast: Callable, tmp_path: Path) -> None:
     cast(two)
-    marks: list[tuple[int, int]] = []
-    outcomes = list(
-        predict_files(
-            predictor, [video], tmp_path, progress=lambda done, total, _: marks.append((done, total)), person="all"
-        )
-    )
-    assert [outcome.output.name for outcome in outcomes] == [f"{video.stem}.{n}.parquet" for n in "01"]
-    for outcome in outcomes:
-        assert outcome.trace is not None
-        assert pyarrow.parquet.read_table(outcome.output)["person"][0].as_py() == outcome.trace.person
-    done = [each for each, _ in marks]
-    assert done == sorted(done)
-    assert done[-1] == marks[-1][1] == 100
+    shares: list[float] = []
+    settings = Settings(weights="", person="all")
+    done = predict_one(predictor, settings, Task(video, tmp_path / "talk.v2"), shares.append)
+    assert done.outputs == ("talk.v2.0.parquet", "talk.v2.1.parquet")
+    for person, name in zip("01", done.outputs, strict=True):
+        table = pyarrow.parquet.read_table(tmp_path / name)
+        assert table["person"][0].as_py() == person
+    assert done.rows == 2 * FRAMES
+    assert shares == sorted(shares)
+    assert shares[-1] == 1

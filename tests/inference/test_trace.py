@@ -10,7 +10,6 @@ import pytest
 
 from jmt_fast.errors import JMTError
 from jmt_fast.inference import Trace
-from jmt_fast.inference.collection import output_paths
 
 
 @pytest.fixture
@@ -71,11 +70,3 @@ def test_the_plot_draws_prediction_and_annotation(trace: Trace) -> None:
         assert np.isnan(drawn[10:20]).all()
         assert np.allclose(np.delete(drawn, range(10, 20)), np.delete(truth[:, column], range(10, 20)))
         assert np.allclose(predicted, trace.values[:, column])
-
-
-def test_outputs_of_one_stem_stay_apart() -> None:
-    out = Path("out")
-    paths = output_paths([Path("a.mp4"), Path("b/c.mp4"), Path("d/c.avi")], out, "csv")
-    assert paths == [out / "a.csv", out / "c.mp4.csv", out / "c.avi.csv"]
-    with pytest.raises(JMTError, match=r"b/c\.mp4.*separate --out"):
-        output_paths([Path("a/c.mp4"), Path("b/c.mp4")], out, "csv")
