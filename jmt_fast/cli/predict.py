@@ -148,7 +148,8 @@ def predict(
     recipe = Recipe(checkpoint, settings, places, compile, max(workers, 1))
     engine: Engine = run_here
     if workers:
-        engine = Crew(workers, patience=timeout or Crew.patience, memory=memory_share(memory, workers))
+        together = 4 if places[0].startswith("cuda") else 2  # short videos then fill a GPU's batches
+        engine = Crew(workers, together, timeout or Crew.patience, memory_share(memory, workers))
     redo: Redo = "all" if force else "failed" if retry_failed else "missing"
     report = _Report(found)
     with show.bar("Predicting") as progress:

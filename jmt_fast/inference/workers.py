@@ -67,7 +67,8 @@ class Crew:
     memory: int | None = None
 
     def __call__(self, make: Callable[[int], Work], jobs: Sequence[Job], progress: Progress) -> Generator[Result]:
-        """Results as they come. Raises JMTError if a process cannot start or a job raises one that is no MediaError."""
+        """Results as they come. Raises JMTError if a process cannot start or a job raises one that is no MediaError,
+        such as a full disk, when the jobs in work then are done."""
         shift = _Shift(self, make, jobs, progress)
         try:
             yield from shift.run()
@@ -129,6 +130,7 @@ class _Shift:
         self.progress = progress
         self.left = deque(jobs)
         self.suspects: deque[Job] = deque()
+        self.stopped: JMTError | None = None
         self.workers = [_Worker.start(make, place) for place in range(min(crew.count, len(jobs)))]
 
     def run(self) -> Iterator[Result]:
@@ -144,6 +146,8 @@ class _Shift:
                 for worker in list(self.workers):
                     if why := self._fault(worker):
                         yield from self._replace(worker, why)
+        if self.stopped:
+            raise self.stopped
 
     def _hand_out(self, worker: _Worker) -> None:
         if not worker.ready:
@@ -173,7 +177,10 @@ class _Shift:
                 worker.held[number] = (worker.held[number][0], time.monotonic())
                 self.progress(number, value)
             case "stop":
-                raise JMTError(value)
+                self.stopped = JMTError(value)
+                self.left.clear()
+                self.suspects.clear()
+                worker.held.pop(number, None)
             case "broken":
                 yield from self._replace(worker, value)
             case _:
@@ -193,13 +200,13 @@ class _Shift:
 
     def _replace(self, worker: _Worker, why: str) -> Iterator[Result]:
         worker.end()
-        if not worker.ready:
+        if not worker.ready and not self.stopped:
             raise JMTError(f"a process cannot start: {why}; --workers 0 works without, and shows what is wrong")
         self.workers.remove(worker)
         jobs = [job for job, _ in worker.held.values()]
         if worker.trial and jobs:
             yield Result(jobs[0].number, error=why, deadly=True)
-        else:
+        elif not self.stopped:
             self.suspects.extend(jobs)
         if self.left or self.suspects:
             self.workers.append(_Worker.start(self.make, worker.place))

@@ -50,8 +50,10 @@ def do(task: str, told: Callable[[float], None], ballast: bytearray) -> str:
                 time.sleep(0.2)
                 told(0.7)
         case "eat":
-            held = [b"x" * 2**26 for _ in iter(lambda: time.sleep(0.01), 0)]
-            return str(len(held))
+            held = []
+            while True:
+                held.append(b"x" * 2**26)
+                told(0.6)
         case "bug":
             raise ZeroDivisionError("division\nby zero")
         case "media":
