@@ -1,0 +1,205 @@
+"""What does the work around the networks cost: decoding, sound and writing, processes, ledger, memory?
+
+`over` is the time over the peer that a row is measured against: what the rest adds to it. Videos are H.264 with sound;
+end to end is what `predict` does, `backbones alone` the same clips in the same blocks, their inputs in memory already.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.timing import Timing
+from jmt_fast.config import FeatureConfig, JMTConfig
+from jmt_fast.data import OpenRecording, Recording
+from jmt_fast.features.extract import CLIPS_PER_BLOCK
+from jmt_fast.inference import Crew, Predictor, Recipe, Settings, predict_collection
+from jmt_fast.inference.collection import Task, predict_one
+from jmt_fast.inference.ledger import DONE, Ledger, Row
+from jmt_fast.models import JMT, Checkpoint, load_backbones
+
+RATE = 44_100
+BARE, ENGINE = "predict and save, in a loop", "the engine, one process"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float, int, int, int], Path]:
+    """video(seconds, width, height, fps): moving waves under grain, and a tone."""
+    folder = tmp_path_factory.mktemp("video")
+
+    def make(seconds: float, width: int, height: int, fps: int) -> Path:
+        path = folder / f"{seconds:g}-{width}x{height}-{fps}.mp4"
+        rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+        grain = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+        pictures = [
+            (127.5 + 90 * np.sin((rows + columns) / 30 + k / 3)[..., None] + grain).clip(0, 255).astype(np.uint8)
+            for k in range(16)
+        ]
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            sound = container.add_stream("aac", rate=RATE, layout="mono")
+            for second in range(round(seconds)):
+                for k in range(fps):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pictures[k % 16], format="rgb24")))
+                times = (second * RATE + np.arange(RATE)) / RATE
+                tone = (0.1 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)
+                for at in range(0, RATE, 1024):
+                    frame = av.AudioFrame.from_ndarray(tone[None, at : at + 1024], "fltp", "mono")
+                    frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), second * RATE + at
+                    container.mux(sound.encode(frame))
+            container.mux(stream.encode(None))
+            container.mux(sound.encode(None))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """checkpoint(preset): random weights of the networks `paper` or `demo`."""
+
+    def make(preset: str) -> Path:
+        folder = tmp_path_factory.mktemp(preset)
+        features = FeatureConfig.preset(preset)
+        fusion = JMT(JMTConfig(visual_dim=features.visual.features))
+        Checkpoint(fusion, load_backbones(features, "random"), features).save(folder)
+        return folder
+
+    return make
+
+
+def test_decoding_overlaps(video: Any, checkpoint: Any, device: torch.device, race: Any, question: Any) -> None:
+    """One process on all cores, the paper's networks: what do decoding, sound and spectrograms add to them?"""
+    seconds = 12 if device.type == "cpu" else 300
+    path = video(seconds, 640, 360, 30)
+    predictor = Predictor.from_pretrained(checkpoint("paper"), device.type)
+    extractor = predictor.extractor
+    count = extractor.stream(OpenRecording(Recording("video", path)), 8).clips
+    clips = torch.randn(CLIPS_PER_BLOCK, 3, 8, 224, 224, device=device)
+    spectrograms = torch.randn(CLIPS_PER_BLOCK, 1, 64, 107, device=device)
+
+    def alone() -> None:
+        for first in range(0, count, CLIPS_PER_BLOCK):
+            part = min(CLIPS_PER_BLOCK, count - first)
+            extractor.visual(clips[:part])
+            extractor.audio(spectrograms[:part])
+
+    timings = race({"backbones alone": alone, "end to end": lambda: predictor.predict(path)}, warmup=1)
+    least = timings["backbones alone"].median
+    for name, timing in timings.items():
+        question.row(
+            f"{seconds} s of 640x360", name, timing, over=timing.median / least - 1, clips=count,
+            x_real_time=1e3 * seconds / timing.median,
+        )  # fmt: skip
+    assert timings["end to end"].median / least < 1.1
+
+
+def test_short_videos(video: Any, checkpoint: Any, device: torch.device, question: Any, tmp_path: Path) -> None:
+    """1,000 videos of a second, which is shorter than a window, on the paper's networks where they take no hours."""
+    preset, total, bare_total = ("paper", 1000, 200) if device.type == "cuda" else ("demo", 1000, 200)
+    path, folder = video(1, 320, 240, 30), checkpoint(preset)
+    links = [tmp_path / f"{number}.mp4" for number in range(total)]
+    for link in links:
+        os.link(path, link)
+    settings = Settings(weights="")
+    predictor = Predictor.from_pretrained(folder, device.type)
+
+    def bare() -> float:
+        begin = time.perf_counter()
+        for number in range(bare_total):
+            predict_one(predictor, settings, Task(links[number], tmp_path / f"bare{number}"), lambda share: None)
+        return (time.perf_counter() - begin) / bare_total
+
+    bare()  # builds the graphs
+    loops = [bare()]
+    warm, marks = total // 5, []
+    recipe = Recipe(folder, settings, (device.type,))
+    for known in predict_collection(links, tmp_path / "out", recipe, settings, Crew(1)):
+        assert known.row.status == DONE, known.row.error
+        marks.append(time.perf_counter())
+    engine = (marks[-1] - marks[warm]) / (total - 1 - warm)
+    loops.append(bare())
+    loop = sum(loops) / 2
+    shape = f"{total} videos of 1 s, {preset} networks"
+    question.row(shape, BARE, Timing.of(loops, "wall clock"), over=0.0)
+    question.row(shape, ENGINE, Timing.of([engine], "wall clock"), over=engine / loop - 1)
+    assert engine / loop < 1.02
+
+
+def row(number: int) -> Row:
+    return Row(
+        f"/videos/of a collection/{number}.mp4", str(number), 10**6, 10**18, "0123456789abcdef", DONE,
+        outputs=(f"{number}.parquet",), rows=300, duration=10.0, seconds=3.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ledgers(tmp_path: Path) -> Iterator[dict[int, Ledger]]:
+    """Open ledgers by the number of rows in them."""
+    opened = {}
+    for size in (0, 1_000, 100_000):
+        opened[size] = Ledger(tmp_path / str(size))
+        opened[size].rows = {each.path: each for each in map(row, range(size))}
+    yield opened
+    for ledger in opened.values():
+        ledger.__exit__(None)
+
+
+def test_ledger(ledgers: dict[int, Ledger], race: Any, question: Any, tmp_path: Path) -> None:
+    """A video's row costs the same however many there are; beginning and ending a run grow with the rows."""
+    timings = race(
+        {f"a row on top of {size:,}": lambda ledger=ledger: ledger.add(row(-1)) for size, ledger in ledgers.items()}
+    )
+    least = timings["a row on top of 0"].median
+    for name, timing in timings.items():
+        question.row("ledger", name, timing, over=timing.median / least - 1)
+    folder = tmp_path / "whole"
+    spans = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        with Ledger(folder) as ledger:
+            opened = time.perf_counter()
+            ledger.rows = ledgers[100_000].rows
+            closing = time.perf_counter()
+        spans.append((opened - begin, time.perf_counter() - closing))
+    question.row("ledger", "opening one of 100,000 rows", Timing.of([each for each, _ in spans[1:]], "wall clock"))
+    question.row("ledger", "closing one of 100,000 rows", Timing.of([each for _, each in spans], "wall clock"))
+    assert timings["a row on top of 100,000"].median < 1.5 * least
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from jmt_fast.inference import Predictor
+predictor = Predictor.from_pretrained(sys.argv[1], "cpu", "fp32", False)
+rows = predictor.predict(sys.argv[2], stride=32).table.num_rows
+print(rows, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def test_memory(video: Any, checkpoint: Any, question: Any) -> None:
+    """The peak of one process on a video of two minutes and of two hours."""
+    folder, peaks = checkpoint("demo"), {}
+    for name, minutes in (("2 minutes", 2), ("2 hours", 120)):
+        path = video(60 * minutes, 64, 48, 15)
+        run = subprocess.run(
+            [sys.executable, "-c", PEAK, str(folder), str(path)],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        rows, kib = map(int, run.stdout.split())
+        assert rows == 60 * minutes * 15
+        peaks[name] = kib / 2**10
+        question.row("peak memory", name, peak_mib=peaks[name], over=peaks[name] / peaks["2 minutes"] - 1, rows=rows)
+    assert peaks["2 hours"] < 1.1 * peaks["2 minutes"]
