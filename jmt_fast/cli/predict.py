@@ -16,7 +16,7 @@ from jmt_fast.cli.options import CompileOption, Device, Json, Precision, Precisi
 
 if TYPE_CHECKING:
     from jmt_fast.inference import Found, Known
-    from jmt_fast.inference.collection import Engine, Redo
+    from jmt_fast.inference.collection import Redo
 
 AGAIN = " (as before; --retry-failed tries again)"
 
@@ -29,6 +29,11 @@ class Format(StrEnum):
     jsonl = "jsonl"
     eaf = "eaf"
     vtt = "vtt"
+
+
+class EngineName(StrEnum):
+    local = "local"
+    ray = "ray"
 
 
 class Crop(StrEnum):
@@ -108,6 +113,9 @@ def predict(
         float | None,
         typer.Option(min=0.1, help="GiB that a process may hold.", show_default="80% of the machine's, shared"),
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="Processes on this machine, or a Ray cluster (the extra `ray`).")
+    ] = EngineName.local,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
     compile: CompileOption = None,
@@ -122,39 +130,26 @@ def predict(
     if gpus is not None and device != "auto":
         raise typer.BadParameter("give --gpus or --device, not both", param_hint="--gpus")
     from jmt_fast.cli import show
-    from jmt_fast.inference import Crew, Recipe, Settings, find_videos, predict_collection, run_here, weights_digest
-    from jmt_fast.inference.machine import devices, memory_share
+    from jmt_fast.inference import Settings, find_videos, predict_collection, weights_digest
+    from jmt_fast.inference.engines import choose
     from jmt_fast.models.checkpoint import load_feature_config
 
     found = find_videos(videos, sys.stdin.buffer)
     region = crop.value if crop else load_feature_config(checkpoint).region
     if person != "largest" and region != "face":
         raise typer.BadParameter(f"people are told apart by --crop face only, not {region}", param_hint="--person")
-    settings = Settings.model_validate(
-        {
-            "weights": weights_digest(checkpoint),
-            "region": region,
-            "stride": int(stride),
-            "person": person,
-            "precision": precision.value,
-            "smooth": windows,
-            "format": format.value,
-            "plot": plot,
-        }
-    )
-    places = devices(gpus, device)
-    if workers is None:
-        workers = 0 if len(found.videos) == 1 and not (timeout or memory) else len(places)
-    recipe = Recipe(checkpoint, settings, places, compile, max(workers, 1))
-    engine: Engine = run_here
-    if workers:
-        together = 4 if places[0].startswith("cuda") else 2  # short videos then fill a GPU's batches
-        engine = Crew(workers, together, timeout or Crew.patience, memory_share(memory, workers))
+    settings = Settings(
+        weights=weights_digest(checkpoint), region=region, stride=int(stride), person=person,
+        precision=precision.value, smooth=windows, format=format.value, plot=plot,
+    )  # type: ignore[arg-type]  # fmt: skip
+    if workers is None and len(found.videos) == 1 and not (timeout or memory) and engine is EngineName.local:
+        workers = 0
+    recipe, run = choose(engine.value, checkpoint, settings, workers, gpus, device, compile, timeout, memory)
     redo: Redo = "all" if force else "failed" if retry_failed else "missing"
     report = _Report(found)
     with show.bar("Predicting") as progress:
         report.progress = progress
-        for known in predict_collection(found.videos, out, recipe, settings, engine, redo, report.moved):
+        for known in predict_collection(found.videos, out, recipe, settings, run, redo, report.moved):
             report.add(known, out)
     report.finish()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jmt_fast.errors import JMTError, MediaError
 
+PATIENCE = 600.0  # seconds without a sign of life
 TICK = 0.2  # seconds between looks at clocks and memory
 CONTEXT = multiprocessing.get_context("spawn")  # CUDA, DALI and threads do not survive a fork
 Told = Callable[[float], None]  # the share of a job that is done
@@ -63,7 +64,7 @@ class Crew:
 
     count: int = 1
     together: int = 2
-    patience: float = 600.0
+    patience: float = PATIENCE
     memory: int | None = None
 
     def __call__(self, make: Callable[[int], Work], jobs: Sequence[Job], progress: Progress) -> Generator[Result]:
