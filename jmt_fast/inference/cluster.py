@@ -94,11 +94,16 @@ class RayCluster:
             max_task_retries=1,  # of a job whose actor died; for ever by default
         )
         missing = {job.number for job in jobs}
+        refused = ""
         for row in found.iter_rows():
             if row["stop"]:
-                raise JMTError(row["error"])
+                refused = row["error"]
+                break
             missing.discard(row["number"])
             yield Result(row["number"], pickle.loads(row["value"]), row["error"], row["deadly"])
+        del found  # with it go the actors
+        if refused:
+            raise JMTError(refused)
         for number in sorted(missing):
             yield Result(number, error=f"its process died twice, or {self._limits()} twice", deadly=True)
 
