@@ -18,7 +18,7 @@ import torch
 from jmt_fast import __version__
 from jmt_fast.config import Config, Region, Stride
 from jmt_fast.errors import CheckpointError
-from jmt_fast.inference.ledger import DONE, FAILED, QUARANTINED, TABLE, Ledger, Row, as_line, as_text, now
+from jmt_fast.inference.ledger import DONE, FAILED, QUARANTINED, Ledger, Row, as_line, as_text, now
 from jmt_fast.inference.predictor import Predictor
 from jmt_fast.inference.workers import Job, Progress, Result, Told, Work
 
@@ -213,7 +213,7 @@ def _names(videos: Sequence[Path], rows: dict[str, Row]) -> list[str]:
     stems = [_safe(video.stem) for video in videos]
     files = [_safe(video.name) for video in videos]
     wanted, full = Counter(stems), Counter(files)
-    taken = {row.name for row in rows.values()} | {Path(TABLE).stem}
+    taken = {row.name for row in rows.values()}
     names = []
     for path, stem, file in zip(paths, stems, files, strict=True):
         if path in rows:
@@ -227,9 +227,13 @@ def _names(videos: Sequence[Path], rows: dict[str, Row]) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    """A name that prints on one line and fits: control characters and bytes that are no UTF-8 become `%NN`."""
+    """A name that prints on one line and fits. Control characters and bytes that are no UTF-8 become `%NN`; so does a
+    first `_` or `.`, by which ledgers and files that are being written are told from traces."""
     odd = "".join(
-        "".join(f"%{byte:02X}" for byte in os.fsencode(each)) if not each.isprintable() else each for each in name
+        each
+        if each.isprintable() and (number or each not in "_.")
+        else "".join(f"%{byte:02X}" for byte in os.fsencode(each))
+        for number, each in enumerate(name)
     )
     if len(odd.encode()) <= LONGEST:
         return odd
