@@ -332,12 +332,13 @@ def test_an_interrupted_call_leaves_no_frames_to_the_next(small, rng):
     try:
         for delay in np.linspace(0.02, 1, 25) * lasts:
             try:
-                signal.setitimer(signal.ITIMER_REAL, delay)
-                small.frames([first])
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, delay)
+                    small.frames([first])
+                finally:  # where the signal may still come
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             assert torch.equal(small.frames([second])[0], expected)
     finally:
         signal.signal(signal.SIGALRM, before)
