@@ -109,11 +109,14 @@ class SequenceSampler:
             raise DataError(f"none of the {len(videos)} training videos has a labelled clip; check the annotations")
 
     def digest(self) -> str:
-        """Changes when the videos, their clips or their labels do."""
+        """Changes when the videos, their clips or their labels do, or what extracted the features."""
         state = hashlib.sha256()
         for video in self.videos:
-            state.update(f"{video.name}/{video.features.stride}/{len(video.features.times)}".encode())
+            features = video.features
+            state.update(f"{video.name}/{features.stride}/{len(features.times)}".encode())
             state.update(np.ascontiguousarray(video.labels).tobytes())
+            for part in (features.visual, features.audio):  # other backbones differ in the first clip already
+                state.update(part[:1].float().numpy().tobytes())
         return state.hexdigest()[:16]
 
     def draw(self, epoch: int) -> list[tuple[int, np.ndarray]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jmt_fast.config import FusionTraining
 from jmt_fast.data import labelled as has_label
-from jmt_fast.errors import DataError
+from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import Batch, LabelledVideo, ResidentClips, SequenceSampler
@@ -77,7 +77,13 @@ def fit_fusion(
     def validate() -> np.ndarray:
         videos, total = own(judged), StreamingCCC()
         found = evaluate(model, audio_backbone, videos, runtime=runtime, label_lag=config.label_lag) if videos else None
-        for moments in of_all(found.moments if found else StreamingCCC()):
+        bad = [name for name, ccc in found.per_video.items() if not np.isfinite(ccc).all()] if found else []
+        for names, moments in of_all((bad, found.moments if found else StreamingCCC())):
+            if names:
+                raise JMTError(
+                    f"{names[0]}: predictions for the validation split are not finite; lower the lr, or extract these "
+                    "features again"
+                )
             total.merge(moments)
         return total.value()
 

@@ -113,9 +113,13 @@ def test_resume_refuses_another_run(
         fit(make_model(), short.model_copy(update={"lr": 0.1}), out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"model\.layers=1, not 2"):
         fit(make_model(layers=2), short, out=tmp_path, resume=True)
-    train[0].labels[200:210] = 0.5
-    with pytest.raises(CheckpointError, match="data="):
-        fit(make_model(), short, out=tmp_path, resume=True)
+    for changed in (train[0].labels[200:210], train[0].features.visual):  # the latter as of other backbones
+        before = changed.copy() if isinstance(changed, np.ndarray) else changed.clone()
+        changed[:] = 0.5
+        with pytest.raises(CheckpointError, match="data="):
+            fit(make_model(), short, out=tmp_path, resume=True)
+        changed[:] = before
+    fit(make_model(), short, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
@@ -136,12 +140,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), out=tmp_path, progress=stop_in(2))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    train[3].features.visual.fill_(float("nan"))
+    train[3].features.visual[1:] = float("nan")  # the first clip tells one run's features from another's
     with pytest.raises(JMTError, match=r"^epoch 2, batch \d+ \(.*train3.*\): the loss is not finite") as caught:
         fit(make_model(), out=tmp_path, resume=True)
     assert "\n" not in str(caught.value)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert all(value.isfinite().all() for value in JMT.from_pretrained(tmp_path / "best").state_dict().values())
+
+
+def test_validation_features_that_are_not_finite_are_named(
+    make_model: Callable[..., JMT], fit: Fit, validation: list[LabelledVideo], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), out=tmp_path, progress=stop_in(2))
+    before = (tmp_path / "last.pt").read_bytes()
+    validation[1].features.audio[20:24] = float("nan")
+    with pytest.raises(JMTError, match=r"^validation1: predictions .* not finite.*extract these features again$"):
+        fit(make_model(), out=tmp_path, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("limit", [3_000, 40_000])
@@ -246,6 +262,19 @@ def test_a_video_without_a_label_beside_others_is_passed_over(
     assert np.array_equal(found.best_ccc, expected.best_ccc)
     result = fit_fusion(make_model(), audio_backbone, [*train, silent], validation, one, runtime)
     assert np.isfinite(result.history[0]["loss"])
+
+
+def test_batches_with_one_valid_clip_do_no_harm(
+    make_model: Callable[..., JMT], make_video: Callable[..., LabelledVideo], audio_backbone: AudioBackbone,
+    validation: list[LabelledVideo], runtime: Runtime,
+) -> None:  # fmt: skip
+    """One clip has no variance: its CCC is 0, the loss 2, whatever the model says."""
+    nearly = make_video("nearly", stride=32, unlabelled=slice(1, None))
+    model = make_model()
+    config = CONFIG.model_copy(update={"epochs": 1, "stride": 32})
+    result = fit_fusion(model, audio_backbone, [nearly], validation, config, runtime)
+    assert result.history[0]["loss"] == pytest.approx(2, abs=1e-3)
+    assert all(value.isfinite().all() for value in weights(model).values())
 
 
 def test_watch_sees_each_epoch_and_may_end_the_run(make_model: Callable[..., JMT], fit: Fit, tmp_path: Path) -> None:

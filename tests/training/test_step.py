@@ -154,11 +154,11 @@ def test_bf16_stays_near_fp32(make_model: Callable[..., JMT]) -> None:
     assert weights.isfinite().all()
 
 
-def test_fp16_leaves_out_a_step_that_overflows() -> None:
+@pytest.mark.parametrize("clip_norm", [None, 10.0])
+def test_fp16_leaves_out_a_step_that_overflows(clip_norm: float | None) -> None:
     weight = nn.Parameter(torch.ones(3))
-    step = Step(
-        lambda factor: (weight * factor).sum(), sgd([weight], lr=0.1), Runtime.choose("cpu", "fp16", compile=False)
-    )
+    runtime = Runtime.choose("cpu", "fp16", compile=False)
+    step = Step(lambda factor: (weight * factor).sum(), sgd([weight], lr=0.1), runtime, clip_norm=clip_norm)
     scale = step.state_dict()["scaler"]["scale"]
     step(torch.full((3,), 3e38))  # finite, but not after scaling
     assert weight.tolist() == [1, 1, 1]
