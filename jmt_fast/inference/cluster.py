@@ -17,7 +17,7 @@ from jmt_fast.errors import JMTError, MediaError
 from jmt_fast.inference.workers import PATIENCE, Job, Progress, Result, Work
 
 SLICE = 5000  # jobs in one data set: Ray keeps something of each for as long as the set is in work
-FREE = 20.0  # seconds that what an earlier run held may take to be free
+FREE = 60.0  # seconds that what an earlier run held may take to be free
 TICK = 0.5  # seconds between an actor's looks at its clock and memory
 
 
