@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jmt_fast.cli.options import (
     runtime,
 )
 from jmt_fast.cli.settings import CropOption, configured_backbones, configured_fusion
+from jmt_fast.errors import JMTError
 
 if TYPE_CHECKING:
     from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
@@ -126,6 +128,7 @@ def search(
     compile: CompileOption = None,
 ) -> None:
     """Search learning rate and batch size by mean CCC on the validation split. Repeat the command to go on."""
+    _require("optuna")
     from jmt_fast.cli import show
     from jmt_fast.models import JMT
     from jmt_fast.training.experiment import save_trained
@@ -187,6 +190,7 @@ def ablate(
     compile: CompileOption = None,
 ) -> None:
     """Baselines and every field of the model changed alone, over seeds, with a paired test against the whole model."""
+    _require("scipy")
     from jmt_fast.cli import show
     from jmt_fast.training.ablation import BASE, VARIANTS, ablate, summarise
 
@@ -215,6 +219,12 @@ def ablate(
         header = ("variant", "valence", "arousal", "mean", "± seeds", "to jmt", "p (paired t)")
         show.table(f"CCC on the {rows[0]['split']} split, {seeds} seeds", header, lines)
     show.finish(made.labelled.failed, len(made.recordings))
+
+
+def _require(package: str) -> None:
+    """JMTError before the work, not after hours of it."""
+    if find_spec(package) is None:
+        raise JMTError(f"{package} is not installed; pip install 'jmt-fast[protocols]'")
 
 
 def _experiment(

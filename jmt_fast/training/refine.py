@@ -60,15 +60,14 @@ class Tried:
 class Search:
     """A study in `folder`, which goes on where it was interrupted: `study.log` keeps every finished trial.
 
-    Raises JMTError where Optuna is missing or the folder holds a search with other settings or data.
+    Needs Optuna. Raises CheckpointError where the folder holds a search with other settings or data, JMTError where it
+    cannot be written.
     """
 
     def __init__(self, folder: Path, space: Space, base: FusionTraining, identity: dict[str, Any]) -> None:
-        try:
-            import optuna
-            from optuna.storages.journal import JournalFileBackend
-        except ImportError as error:
-            raise JMTError("Optuna is not installed; pip install 'jmt-fast[protocols]'") from error
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.base, self._optuna = folder, space, base, optuna
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +154,13 @@ def test_tensorboard_logs(run: Callable, common: tuple, tmp_path: Path) -> None:
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [event.step for event in log.Scalars("ccc/mean")] == [1, 2]
     assert [event.value for event in log.Scalars("ccc/mean")] == pytest.approx([entry["mean"] for entry in metrics])
+
+
+@pytest.mark.parametrize(("verb", "package"), [("search", "optuna"), ("ablate", "scipy")])
+def test_a_missing_extra_is_said_before_any_work(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run(verb, "--data", tmp_path / "nowhere", "--out", tmp_path / "out")  # the data is looked at later
+    assert result.code == 1
+    assert result.err == f"error: {package} is not installed; pip install 'jmt-fast[protocols]'\n"

@@ -139,6 +139,7 @@ def test_elans_timeseries_viewer_finds_the_series(tmp_path: Path) -> None:
 def test_a_trace_of_one_frame_fits_every_format(tmp_path: Path) -> None:
     for ending in FORMATS:
         a_trace(count=1).save(tmp_path / f"one.{ending}")
+        assert (tmp_path / f"one.{ending}").stat().st_size > 0
 
 
 def test_subtitles_cover_the_video_with_the_means(tmp_path: Path) -> None:
