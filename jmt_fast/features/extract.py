@@ -18,10 +18,10 @@ from jmt_fast.faces import Cropper, Detector, Person, choose, detector, find_peo
 from jmt_fast.features.frames import FrameSource, ahead, choose_decoder
 from jmt_fast.features.store import VideoFeatures
 from jmt_fast.features.turns import Turns
-from jmt_fast.models import Backbones, fast_inference
+from jmt_fast.models import Backbones, Clips, fast_inference
 from jmt_fast.runtime import Runtime
 
-CLIPS_PER_BLOCK = 32  # the float32 frames of such a block take 45 MB at 224 x 224 and a stride of 8
+CLIPS_PER_BLOCK = 32  # the float32 frames of such a block take 42 MB at 224 x 224 and a stride of 8
 Progress = Callable[[int, int], None]
 
 
@@ -48,8 +48,8 @@ class Extractor:
         batch = 32 if runtime.device.type == "cuda" else 2 * torch.get_num_threads()
         clips = torch.randn(batch, 3, CLIP_FRAMES, crop, crop, device=runtime.device)
         spectrograms = torch.randn(max(batch, 16), 1, sound.mels, sound.columns, device=runtime.device)
-        self.visual = self.turns.shared(fast_inference(backbones.visual, clips, runtime))
-        self.audio = self.turns.shared(fast_inference(backbones.audio, spectrograms, runtime))
+        self.visual = self.turns.shared(fast_inference(backbones.visual, clips, runtime), Clips.cat)
+        self.audio = self.turns.shared(fast_inference(backbones.audio, spectrograms, runtime), torch.cat)
 
     def people(self, recording: OpenRecording, progress: Progress | None = None) -> list[Person]:
         """Everybody whose face is in the video, the largest first; `progress(done, total)` counts frames.

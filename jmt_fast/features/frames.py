@@ -11,11 +11,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from jmt_fast.config import CLIP_FRAMES
 from jmt_fast.data.graph import ClipGraph, can_decode
 from jmt_fast.data.recording import OpenRecording
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import Cropper
 from jmt_fast.media.route import Route
+from jmt_fast.models import Clips
 
 log = logging.getLogger(__name__)
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
@@ -52,19 +54,20 @@ class FrameSource:
         self._next = 0  # position in `wanted` of the first frame that is not ready
         self._source = self._decoded() if in_graph else self._fed()
 
-    def clips(self, rows: np.ndarray) -> torch.Tensor:
-        """Frame indices (n, 8) -> float32 (n, 3, 8, crop, crop) on the graph's device. Later calls never go back.
+    def clips(self, rows: np.ndarray) -> Clips:
+        """Frame indices (n, 8) -> those clips, frames float32 on the graph's device. Later calls never go back.
 
-        Empty when the stream has no frame at all.
+        None of them when the stream has no frame at all.
         """
         for index in [index for index in self._ready if index < rows.min() and len(self._ready) > 1]:
             del self._ready[index]
         while self.ended is None and self._next < len(self._wanted) and self._wanted[self._next] <= rows.max():
             self._pull()
         if not self._ready:
-            return torch.empty(0)
-        frames = torch.stack([self._frame(int(index)) for index in rows.ravel()])
-        return frames.unflatten(0, rows.shape).transpose(1, 2)
+            return Clips(torch.empty(0), torch.empty(0, CLIP_FRAMES, dtype=torch.int64))
+        indices, places = np.unique(rows, return_inverse=True)
+        frames = torch.stack([self._frame(int(index)) for index in indices])
+        return Clips(frames, torch.from_numpy(places.reshape(rows.shape)))
 
     def _frame(self, index: int) -> torch.Tensor:
         if index not in self._ready:  # only where the stream ended early and its last clip moved off the grid

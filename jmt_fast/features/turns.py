@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
 
-Network = Callable[[Tensor], Tensor]
+Batch = TypeVar("Batch", bound=Sized)
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -28,9 +27,11 @@ class Turns:
     def __call__(self, function: Callable[Given, Found], *args: Given.args, **named: Given.kwargs) -> Found:
         return self._thread.submit(function, *args, **named).result()
 
-    def shared(self, network: Network) -> Network:
-        """The same network, (B, *sample) -> (B, D): batches that wait at the same time become one."""
-        waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
+    def shared(
+        self, network: Callable[[Batch], Tensor], cat: Callable[[list[Batch]], Batch]
+    ) -> Callable[[Batch], Tensor]:
+        """The same network, B samples -> (B, D): batches that wait at the same time become one, made by `cat`."""
+        waiting: deque[tuple[Batch, Future[Tensor]]] = deque()
 
         def run() -> None:
             taken = [waiting.popleft() for _ in range(len(waiting))]
@@ -38,14 +39,14 @@ class Turns:
                 return
             batches = [batch for batch, _ in taken]
             try:
-                result = network(torch.cat(batches) if len(batches) > 1 else batches[0])
+                result = network(cat(batches) if len(batches) > 1 else batches[0])
                 for (_, future), part in zip(taken, result.split([len(batch) for batch in batches]), strict=True):
                     future.set_result(part)
             except BaseException as error:
                 for _, future in taken:
                     future.set_exception(error)
 
-        def call(batch: Tensor) -> Tensor:
+        def call(batch: Batch) -> Tensor:
             future: Future[Tensor] = Future()
             waiting.append((batch, future))
             self._thread.submit(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jmt_fast.models.abaw6 import import_abaw6
 from jmt_fast.models.backbones import AudioBackbone, Backbones, VisualBackbone
+from jmt_fast.models.clips import Clips
 from jmt_fast.models.fusion import JMT
 from jmt_fast.models.inference_copy import fast_inference
 from jmt_fast.models.prepared import PreparedFusion, prepare_fusion
@@ -17,6 +18,7 @@ __all__ = [
     "AudioBackbone",
     "Backbones",
     "Checkpoint",
+    "Clips",
     "PreparedFusion",
     "ReferenceJMT",
     "VisualBackbone",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -73,6 +73,7 @@ class RowWinograd(nn.Module):
         super().__init__()
         self.activation = fused.activation
         self.bias = fused.convolution.bias
+        self.channels = fused.convolution.out_channels
         _, stride, dilation, groups = fused.options
         self.options = ([0, 0, 1], stride, dilation, groups)
         weight = fused.convolution.weight
@@ -81,7 +82,14 @@ class RowWinograd(nn.Module):
         self.packed = [_pack(row.to(weight.dtype), self.options) for row in rows]
 
     def forward(self, x: Tensor) -> Tensor:
-        even, odd = x.chunk(2)  # d1 and d2
+        batch, _, *sizes = x.shape
+        out = torch.empty(batch, self.channels, *sizes, dtype=x.dtype, memory_format=torch.channels_last_3d)
+        self.halves(x.chunk(2), out.chunk(2))
+        return out
+
+    def halves(self, rows: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """The same with even and odd rows as two tensors, (B, C, T, H/2, W) each, into two like them."""
+        even, odd = rows  # d1 and d2
         upper, lower = torch.empty_like(odd), torch.empty_like(even)
         torch.neg(odd[..., :1, :], out=upper[..., :1, :])  # above the first row: zeros
         torch.sub(odd[..., :-1, :], odd[..., 1:, :], out=upper[..., 1:, :])
@@ -90,14 +98,10 @@ class RowWinograd(nn.Module):
         convolve = torch.ops.mkldnn._convolution_pointwise
         plus = convolve(even + odd, self.packed[1], None, *self.options, "none", [], "")
         minus = convolve(odd - even, self.packed[2], None, *self.options, "none", [], "")
-
-        batch, *sizes = plus.shape
-        out = torch.empty(2 * batch, *sizes, dtype=x.dtype, memory_format=torch.channels_last_3d)
-        torch.add(plus, minus, out=out[:batch])
-        torch.sub(plus, minus, out=out[batch:])
-        self._add(out[:batch], upper, self.packed[0])
-        self._add(out[batch:], lower, self.packed[3])
-        return out
+        torch.add(plus, minus, out=out[0])
+        torch.sub(plus, minus, out=out[1])
+        self._add(out[0], upper, self.packed[0])
+        self._add(out[1], lower, self.packed[3])
 
     def _add(self, total: Tensor, x: Tensor, weight: Tensor) -> None:
         """total = relu(total + convolution(x) + bias), in place."""

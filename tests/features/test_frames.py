@@ -47,7 +47,7 @@ def level(index: np.ndarray) -> np.ndarray:
 
 
 def clips(source: FrameSource, rows: np.ndarray, block: int = 5) -> torch.Tensor:
-    return torch.cat([source.clips(rows[start : start + block]) for start in range(0, len(rows), block)])
+    return torch.cat([source.clips(rows[start : start + block]).stacked() for start in range(0, len(rows), block)])
 
 
 @pytest.mark.parametrize("fps", [12.5, 24, 30, 60])
