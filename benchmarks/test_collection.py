@@ -21,13 +21,13 @@ import pytest
 import torch
 
 from benchmarks.timing import Timing
-from jmt_fast.config import FeatureConfig, JMTConfig
+from jmt_fast.config import CLIP_FRAMES, FeatureConfig, JMTConfig
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.features.extract import CLIPS_PER_BLOCK
 from jmt_fast.inference import Crew, Predictor, Recipe, Settings, predict_collection
 from jmt_fast.inference.collection import Task, predict_one
 from jmt_fast.inference.ledger import DONE, Ledger, Row
-from jmt_fast.models import JMT, Checkpoint, load_backbones
+from jmt_fast.models import JMT, Checkpoint, Clips, load_backbones
 
 RATE = 44_100
 BARE, ENGINE = "predict and save, in a loop", "the engine, one process"
@@ -87,13 +87,14 @@ def test_decoding_overlaps(video: Any, checkpoint: Any, device: torch.device, ra
     predictor = Predictor.from_pretrained(checkpoint("paper"), device.type)
     extractor = predictor.extractor
     count = extractor.stream(OpenRecording(Recording("video", path)), 8).clips
-    clips = torch.randn(CLIPS_PER_BLOCK, 3, 8, 224, 224, device=device)
+    rows = 2 * torch.arange(CLIPS_PER_BLOCK)[:, None] + torch.arange(CLIP_FRAMES)  # a stride of 8 thirtieths
+    clips = Clips(torch.randn(int(rows.max()) + 1, 3, 224, 224, device=device), rows)
     spectrograms = torch.randn(CLIPS_PER_BLOCK, 1, 64, 107, device=device)
 
     def alone() -> None:
         for first in range(0, count, CLIPS_PER_BLOCK):
             part = min(CLIPS_PER_BLOCK, count - first)
-            extractor.visual(clips[:part])
+            extractor.visual(clips.split(part)[0])
             extractor.audio(spectrograms[:part])
 
     timings = race({"backbones alone": alone, "end to end": lambda: predictor.predict(path)}, warmup=1)

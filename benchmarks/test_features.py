@@ -1,8 +1,10 @@
 """How many clips a second through the backbones? Our inference copies against torchvision's eager FP32 networks.
 
-Each peer runs at its own best batch, found here; rows give milliseconds a clip. The work is the direct convolutions'
-(2 FLOP a multiply-add) whatever an implementation really does, so gflop_per_s can exceed the machine's measured matrix
-product, and `floor_ms` is what that product would need for the direct work in the peer's precision.
+Each peer runs at its own best batch, found here; rows give milliseconds a clip. Clips of one video share frames; in the
+rows for them ours takes a block of them as the extractor does, for the features that separate clips would have. The
+work is the direct convolutions' (2 FLOP a multiply-add) whatever an implementation really does, so gflop_per_s can
+exceed the machine's measured matrix product, and `floor_ms` is what that product would need for the direct work in the
+peer's precision.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 from torchvision.models.video import r2plus1d_18
 
-from jmt_fast.config import FeatureConfig
+from jmt_fast.config import CLIP_FRAMES, FeatureConfig
+from jmt_fast.features.extract import CLIPS_PER_BLOCK
+from jmt_fast.models import Clips
 from jmt_fast.models.backbones import Backbones
 from jmt_fast.models.inference_copy import fast_inference
 from jmt_fast.models.weights import load_backbones
@@ -27,6 +31,7 @@ BATCHES = {
     "cpu": {"visual": sorted({1, torch.get_num_threads()}), "audio": (1, 4, 16)},
     "cuda": {"visual": (8, 32), "audio": (64, 256)},
 }
+OURS, PEER = "jmt-fast", "torchvision eager fp32"
 SAMPLES = {"visual": (3, 8, 224, 224), "audio": (1, 64, 107)}
 
 
@@ -58,44 +63,74 @@ def gflop(network: nn.Module, batch: Tensor) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def peers(part: str, module: nn.Module, runtime: Runtime) -> dict[str, tuple[Callable[[], object], int, str]]:
-    """name -> (call, clips a call, precision)."""
-    eager = (r2plus1d_18() if part == "visual" else ThreeChannels()).eval().to(runtime.device)
+def consecutive(stride: int, device: torch.device) -> Clips:
+    """A block as the extractor takes it: clips `stride` thirtieths of a second apart, of frames that lie 4 apart."""
+    rows = stride // 4 * torch.arange(CLIPS_PER_BLOCK)[:, None] + torch.arange(CLIP_FRAMES)
+    return Clips(torch.randn(int(rows.max()) + 1, 3, 224, 224, device=device), rows)
 
-    def plain(batch: Tensor) -> Tensor:
+
+def ours(module: nn.Module, batch: Tensor | Clips, runtime: Runtime) -> Callable[[], object]:
+    fast = fast_inference(module, torch.empty(batch.shape, device=runtime.device), runtime)
+    return lambda: fast(batch)
+
+
+def torchvisions(part: str, batch: Tensor, runtime: Runtime) -> Callable[[], object]:
+    network = (r2plus1d_18() if part == "visual" else ThreeChannels()).eval().to(runtime.device)
+
+    def call() -> Tensor:
         with torch.inference_mode():
-            return eager(batch)
+            return network(batch)
 
-    found: dict[str, tuple[Callable[[], object], int, str]] = {}
-    for clips in BATCHES[runtime.device.type][part]:
-        batch = torch.randn(clips, *SAMPLES[part], device=runtime.device)
-        fast = fast_inference(module, batch, runtime)
-        found[f"jmt-fast {runtime.precision}, batch {clips}"] = (lambda f=fast, b=batch: f(b), clips, runtime.precision)
-        found[f"torchvision eager fp32, batch {clips}"] = (lambda b=batch: plain(b), clips, "fp32")
-    return found
+    return call
 
 
 @pytest.mark.parametrize("part", SAMPLES)
-def test_clips_per_second(
-    part: str, backbones: Backbones, runtime: Runtime, race: Any, question: Any, ceiling: Any
-) -> None:
-    module = getattr(backbones, part)
-    work = gflop(module, torch.randn(1, *SAMPLES[part]))
-    found = peers(part, module, runtime)
-    timings = race({name: call for name, (call, _, _) in found.items()}, warmup=1)
-    per_clip = {name: timings[name].median / found[name][1] for name in found}
-    reference = min(per_clip[name] for name in found if name.startswith("torchvision"))  # at its best batch
-    for name, (_, _, precision) in found.items():
-        question.row(
-            f"{part} {'x'.join(map(str, SAMPLES[part]))}",
-            name,
-            timings[name],
-            ms_per_clip=per_clip[name],
-            clips_per_s=1e3 / per_clip[name],
-            ratio=reference / per_clip[name],
-            gflop=work,
-            gflop_per_s=1e3 * work / per_clip[name],
-            floor_ms=ceiling.floor(0, work * 1e9, precision),
-        )
-    ours = min(per_clip[name] for name in found if name.startswith("jmt-fast"))
-    assert ours < reference, f"{part}: {ours:.1f} ms a clip, torchvision {reference:.1f}"
+def test_clips_per_second(part: str, backbones: Backbones, runtime: Runtime, compare: Any) -> None:
+    """Clips that have nothing to do with each other."""
+    found: dict[str, tuple[Callable[[], object], int]] = {}
+    for count in BATCHES[runtime.device.type][part]:
+        batch = torch.randn(count, *SAMPLES[part], device=runtime.device)
+        found[f"{OURS} {runtime.precision}, batch {count}"] = ours(getattr(backbones, part), batch, runtime), count
+        found[f"{PEER}, batch {count}"] = torchvisions(part, batch, runtime), count
+    compare(f"{part} {'x'.join(map(str, SAMPLES[part]))}", found, getattr(backbones, part), SAMPLES[part])
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_clips_of_a_video(stride: int, backbones: Backbones, runtime: Runtime, compare: Any) -> None:
+    """Clips that share frames, at the stride of the feature store and at that of `predict`."""
+    block = consecutive(stride, runtime.device)
+    found = {f"{OURS} {runtime.precision}, {len(block)} clips": (ours(backbones.visual, block, runtime), len(block))}
+    for count in BATCHES[runtime.device.type]["visual"]:
+        batch = block.split(count)[0].stacked()
+        found[f"{PEER}, batch {count}"] = torchvisions("visual", batch, runtime), count
+    compare(f"visual, clips of a video, stride {stride}", found, backbones.visual, SAMPLES["visual"])
+
+
+@pytest.fixture
+def compare(race: Any, question: Any, ceiling: Any, runtime: Runtime) -> Callable[..., None]:
+    """compare(shape, peers, module, sample): a row each, against torchvision at its best batch."""
+
+    def measure(
+        shape: str, found: dict[str, tuple[Callable[[], object], int]], module: nn.Module, sample: tuple[int, ...]
+    ) -> None:
+        work = gflop(module, torch.randn(1, *sample))
+        timings = race({name: call for name, (call, _) in found.items()}, warmup=1)
+        per_clip = {name: timings[name].median / count for name, (_, count) in found.items()}
+        reference = min(time for name, time in per_clip.items() if name.startswith(PEER))
+        for name, time in per_clip.items():
+            precision = "fp32" if name.startswith(PEER) else runtime.precision
+            question.row(
+                shape,
+                name,
+                timings[name],
+                ms_per_clip=time,
+                clips_per_s=1e3 / time,
+                ratio=reference / time,
+                gflop=work,
+                gflop_per_s=1e3 * work / time,
+                floor_ms=ceiling.floor(0, work * 1e9, precision),
+            )
+        best = min(time for name, time in per_clip.items() if name.startswith(OURS))
+        assert best < reference, f"{shape}: {best:.1f} ms a clip, torchvision {reference:.1f}"
+
+    return measure
