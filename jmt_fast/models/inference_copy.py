@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from jmt_fast.models import onednn
+from jmt_fast.models import cudnn, onednn
 from jmt_fast.models.backbones import VisualBackbone
 from jmt_fast.models.clips import Clips, SharingNetwork
 from jmt_fast.runtime import Runtime
@@ -119,6 +119,8 @@ def fast_inference(module: nn.Module, example: Tensor, runtime: Runtime) -> Fast
         shares = isinstance(module, VisualBackbone) and len(part) == 1
         return FastCopy(fused, part, runtime, fixed=False, sharing=SharingNetwork(fused) if shares else None)
     network.to(runtime.device, runtime.dtype).to(memory_format=LAYOUTS[example.dim()])
+    if runtime.device.type == "cuda":
+        cudnn.align(network)
     if runtime.compile and runtime.device.type == "cuda":
         return FastCopy(torch.compile(network, dynamic=False), example, runtime, fixed=True)
     return FastCopy(network, example, runtime, fixed=True)
