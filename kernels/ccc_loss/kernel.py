@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
+from ..launch import traceable
 from ..program import Program
 from .reference import TINY
 
@@ -145,7 +145,7 @@ def launch_statistics(x: Tensor, y: Tensor, valid: Tensor | None, out: Tensor) -
     blocks = triton.cdiv(rows, block)
     whole = rows <= block
     parts = out if whole else torch.empty(blocks, 6, dim, dtype=torch.float32, device=x.device)
-    wrap_triton(statistics)[(blocks,)](
+    traceable(statistics)[(blocks,)](
         x, y, x if valid is None else valid, parts, *x.stride(), *y.stride(), *_stride(valid), rows,
         WHOLE=whole, **constants,
     )  # fmt: skip
@@ -153,14 +153,14 @@ def launch_statistics(x: Tensor, y: Tensor, valid: Tensor | None, out: Tensor) -
         many = 16
         while many < blocks:  # compares only: the number of rows may be symbolic under the compiler
             many *= 2
-        wrap_triton(combine)[(1,)](parts, out, blocks, DIM=dim, WIDTH=constants["WIDTH"], BLOCKS=many, num_warps=4)
+        traceable(combine)[(1,)](parts, out, blocks, DIM=dim, WIDTH=constants["WIDTH"], BLOCKS=many, num_warps=4)
 
 
 def launch_gradient(grad: Tensor, x: Tensor, y: Tensor, valid: Tensor | None, stats: Tensor, out: Tensor) -> None:
     """Fill `out` (N, D) with the gradient for x, from the scalar `grad` and the statistics (5, D)."""
     rows, dim = x.shape
     constants = _constants(rows, dim, valid)
-    wrap_triton(gradient)[(triton.cdiv(rows, constants["BLOCK"]),)](
+    traceable(gradient)[(triton.cdiv(rows, constants["BLOCK"]),)](
         grad, x, y, x if valid is None else valid, stats, out, *x.stride(), *y.stride(), *_stride(valid), *out.stride(),
         rows, **constants,
     )  # fmt: skip

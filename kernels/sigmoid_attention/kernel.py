@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
+from ..launch import traceable
 from ..program import Program
 from .device import (
     INTERPRETED,
@@ -67,7 +67,8 @@ def _shortened(rows: int, length: int) -> int:
     return rows
 
 
-# (kernel, kind): settings by the largest D they serve.
+# (kernel, kind): settings by the largest D they serve. A product sums over at least 16 (Triton 3.6 refuses fewer): over
+# a tile's queries in the pass over keys, over its keys in the pass over queries.
 _SETTINGS = {
     ("forward", "large"): (
         (64, Launch(128, 128, 8, 3)), (128, Launch(128, 128, 8, 2)), (256, Launch(128, 64, 8, 2)),
@@ -89,7 +90,7 @@ _SETTINGS = {
         (512, Launch(16, 16, 8, 1)),
     ),
     ("backward_keys", "fp32"): (
-        (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
+        (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(16, 8, 8, 1)),
     ),
     ("backward_queries", "large"): (
         (128, Launch(128, 64, 8, 2)), (256, Launch(64, 32, 8, 2)), (512, Launch(32, 16, 8, 2)),
@@ -99,12 +100,12 @@ _SETTINGS = {
         (512, Launch(16, 16, 8, 1)),
     ),
     ("backward_queries", "fp32"): (
-        (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
+        (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 16, 8, 1)),
     ),
     ("backward_whole", "large"): ((128, Launch(16, 16, 4, 1)), (512, Launch(16, 16, 8, 1))),
     ("backward_whole", "small"): ((128, Launch(16, 16, 4, 1)), (512, Launch(16, 16, 8, 1))),
     ("backward_whole", "fp32"): (
-        (128, Launch(16, 16, 4, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(8, 8, 8, 1)),
+        (128, Launch(16, 16, 4, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(0, 0, 8, 1)),  # 128 KiB do not fit
     ),
 }  # fmt: skip
 # The same, by that largest D too, where a mask of keys is given and the setting above would spill.
@@ -122,7 +123,7 @@ def launch_forward(
     """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0."""
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, _arch(q.device.index), valid is not None)
-    wrap_triton(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
+    traceable(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, out, *_options(q, bias, valid),
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *_valid_strides(valid),
         heads, len_q, len_k, scale, shift, **_constants(launch, q, bias, valid, shift),
@@ -144,7 +145,7 @@ def launch_backward(
 
     launch = launch_settings("backward_whole", *about)
     if len_q <= launch.queries and len_k <= launch.keys:
-        wrap_triton(sigmoid_attention_backward_whole)[(batch * heads,)](
+        traceable(sigmoid_attention_backward_whole)[(batch * heads,)](
             q, k, v, grad, dq, dk, dv, *_options(q, bias, valid),
             *inputs, *dq.stride(), *dk.stride(), *dv.stride(), *scalars,
             **_constants(launch, q, bias, valid, shift),
@@ -152,12 +153,12 @@ def launch_backward(
         return
     launch = launch_settings("backward_keys", *about)
     for part in _parts(dim):
-        wrap_triton(sigmoid_attention_backward_keys)[(batch * heads * triton.cdiv(len_k, launch.keys),)](
+        traceable(sigmoid_attention_backward_keys)[(batch * heads * triton.cdiv(len_k, launch.keys),)](
             q, k, v, grad, dk, dv, *_options(q, bias, valid), *inputs, *dk.stride(), *dv.stride(), *scalars,
             **_constants(launch, q, bias, valid, shift), PART=part,
         )  # fmt: skip
     launch = launch_settings("backward_queries", *about)
-    wrap_triton(sigmoid_attention_backward_queries)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
+    traceable(sigmoid_attention_backward_queries)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, grad, dq, *_options(q, bias, valid),
         *inputs, *dq.stride(), *scalars, **_constants(launch, q, bias, valid, shift),
     )  # fmt: skip
@@ -207,8 +208,9 @@ KERNELS = {
 def programs(arch: int) -> Iterator[Program]:
     """What the launchers compile at SHAPES: a bare call, and one with a bias tensor and a mask of keys."""
     for length, dim in SHAPES:
-        backward = ("backward_whole",) if length <= 8 else ("backward_keys", "backward_queries")
         for dtype in ("bf16", "fp32"):
+            whole = launch_settings("backward_whole", 4 if dtype == "fp32" else 2, dim, length, length, arch)
+            backward = ("backward_whole",) if length <= whole.keys else ("backward_keys", "backward_queries")
             for full in (False, True):
                 for kernel in ("forward", *backward):
                     for part in _parts(dim) if kernel == "backward_keys" else (0,):

@@ -59,7 +59,7 @@ def test_infinite_and_nan_queries_spoil_their_own_rows_only() -> None:
     found = sigmoid_attention(q, k, v, valid=valid)
     torch.testing.assert_close(found, sigmoid_attention_reference(q, k, v, valid=valid), equal_nan=True)
     assert found[0, 0, 3].isnan().all() and found.isnan().sum() == 4
-    torch.testing.assert_close(found[0, 0, 700], v[0, 0, valid[0]].sum(0))
+    torch.testing.assert_close(found[0, 0, 700], v[0, 0, valid[0]].sum(0), rtol=1e-5, atol=1e-3)  # 1,099 terms
 
 
 def test_peak_memory_is_a_tenth_of_the_formulas(tmp_path: Path) -> None:
