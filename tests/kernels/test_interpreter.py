@@ -12,11 +12,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import triton
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.skipif(
+    Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"),
+    reason="the interpreter of Triton 3.6 makes Python numbers of arrays of one element, which NumPy 2.4 forbids",
+)
 @pytest.mark.parametrize(("op", "least"), [("sigmoid_attention", 60), ("fused_attention", 40), ("ccc_loss", 10)])
 def test_kernels_under_the_interpreter(op: str, least: int) -> None:
     done = subprocess.run(
