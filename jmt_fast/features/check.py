@@ -14,7 +14,7 @@ from jmt_fast.config import digest
 from jmt_fast.errors import DataError
 from jmt_fast.features.store import KEY_FILE, SUFFIX, checksum
 
-TENSORS = {"times", "visual", "audio", "timestamps", "face"}
+TENSORS = {"times", "clips", "visual_dim", "timestamps", "face"}
 REMEDY = "delete it, and run `jmt-fast features` again"
 Progress = Callable[[int, int, str], None]
 

@@ -34,6 +34,11 @@ class Block:
     visual: torch.Tensor
     audio: torch.Tensor
 
+    @property
+    def clips(self) -> torch.Tensor:
+        """Both side by side, float32 (n, D_visual + D_audio)."""
+        return torch.cat((self.visual, self.audio), 1)
+
 
 class Extractor:
     """Frozen backbones behind the media graph. One instance serves any number of recordings, in several threads too."""
@@ -104,8 +109,8 @@ class Extractor:
             name=recording.recording.name,
             stride=stride,
             times=np.concatenate([block.times for block in blocks]),
-            visual=torch.cat([block.visual for block in blocks]).to("cpu", self.runtime.dtype),
-            audio=torch.cat([block.audio for block in blocks]).to("cpu", self.runtime.dtype),
+            clips=torch.cat([block.clips for block in blocks]).to("cpu", self.runtime.dtype),
+            visual_dim=blocks[0].visual.shape[1],
             timestamps=stream.timestamps,
             face=stream.face(),
         )

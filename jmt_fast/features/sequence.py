@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,10 +16,35 @@ Fusion = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 def gather(video: VideoFeatures, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows (S, L) of clip indices, -1 for padding -> audio and visual (S, L, D) float32, present (S, L) bool."""
-    index = torch.from_numpy(np.maximum(rows, 0))
+    index = torch.from_numpy(video.rows[np.maximum(rows, 0)])
     present = torch.from_numpy(rows >= 0)
     audio, visual = (part[index].float().masked_fill(~present[..., None], 0) for part in (video.audio, video.visual))
     return audio, visual, present
+
+
+def buffer_of(video: VideoFeatures) -> memoryview:
+    """The bytes of `clips` phase by phase: without a copy where they lie so, as in a store."""
+    return video.by_phase().clips.contiguous().view(torch.uint8).flatten().numpy().data
+
+
+def gather_many(
+    videos: Sequence[memoryview], owners: np.ndarray, rows: np.ndarray, width: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Rows (S, L) of the videos `owners` (S,), -1 for padding at the end -> features (S, L, width); padding is 0.
+
+    `videos` are as `buffer_of` gives them, and the rows of a sequence are neighbours there. So each sequence is one
+    piece, and joining pieces is faster than gathering rows from one array (`benchmarks/test_store.py`).
+    """
+    size = width * dtype.itemsize
+    counts = (rows >= 0).sum(1)
+    starts, ends = size * rows[:, 0], size * (rows[:, 0] + counts)
+    pieces: list[memoryview | bytes] = [
+        videos[owner][start:end]
+        for owner, start, end in zip(owners.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    ]
+    for short in np.flatnonzero(counts < rows.shape[1])[::-1].tolist():
+        pieces.insert(short + 1, bytes(size * (rows.shape[1] - int(counts[short]))))
+    return torch.frombuffer(bytearray().join(pieces), dtype=dtype).view(*rows.shape, width)
 
 
 @torch.inference_mode()

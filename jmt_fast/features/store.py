@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -18,6 +18,7 @@ from safetensors.torch import save
 
 from jmt_fast.config import Config, FeatureConfig, Stride
 from jmt_fast.data import Recording
+from jmt_fast.data.windows import chains
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import IDENTITY
 from jmt_fast.media import COLOUR_RULE
@@ -31,18 +32,42 @@ KEY_FILE = "key.json"
 class VideoFeatures:
     """The clips of one video, in the order of their times.
 
-    `times` float64 (N,): the end of each clip, seconds on the video's clock. `visual`, `audio` (N, D): CNN features,
-    the audio ones before the GRU. `timestamps` float64 (F,): the frames' presentation times, seconds. `face` bool (F,):
-    the frame was there (and, with face detection, a face on it). `stride`: thirtieths of a second between clips.
+    `times` float64 (N,): the end of each clip, seconds on the video's clock. `clips` (N, D_visual + D_audio): the CNN
+    features, `visual_dim` visual ones and then those of the sound before the GRU. `timestamps` float64 (F,): the
+    frames' presentation times, seconds. `face` bool (F,): the frame was there (and, with face detection, a face on it).
+    `stride`: thirtieths of a second between clips. `rows` int64 (N,): where in `clips` each clip is, by default in the
+    order of the times.
     """
 
     name: str
     stride: int
     times: np.ndarray
-    visual: torch.Tensor
-    audio: torch.Tensor
+    clips: torch.Tensor
+    visual_dim: int
     timestamps: np.ndarray
     face: np.ndarray
+    rows: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(self.times)))
+
+    def by_phase(self) -> VideoFeatures:
+        """The same with the clips of each phase, 32/30 s apart, one after the other in `clips`, as in a store."""
+        order = _by_phase(len(self.times), self.stride)
+        if np.array_equal(self.rows[order], np.arange(len(order))):
+            return self
+        return replace(self, clips=self.clips[torch.from_numpy(self.rows[order])], rows=np.argsort(order))
+
+    @property
+    def visual(self) -> torch.Tensor:
+        """The visual columns of `clips`, a view."""
+        return self.clips[:, : self.visual_dim]
+
+    @property
+    def audio(self) -> torch.Tensor:
+        """The other columns of `clips`, a view."""
+        return self.clips[:, self.visual_dim :]
 
 
 class StoreKey(Config):
@@ -54,7 +79,7 @@ class StoreKey(Config):
     precision: str
     detector: str | None = None  # where faces are looked for
     colour: str = COLOUR_RULE
-    format: int = 2  # raise when the arithmetic between file and feature changes
+    format: int = 3  # raise when the arithmetic between file and feature changes, or how it is stored
 
     @classmethod
     def of(cls, features: FeatureConfig, backbones: Backbones, stride: int, precision: str) -> StoreKey:
@@ -103,6 +128,9 @@ class FeatureStore:
 
     A run that is interrupted keeps every video it had finished; a run with another key writes beside, not over. Each
     file says whose features it holds (`name`, `key`, `source`) and their `checksum`, which `check_store` compares.
+
+    In a file the clips lie phase by phase, both features of one side by side: what training reads together, the clips
+    of a sequence, is one piece of 16 KB and not 16 pieces.
     """
 
     def __init__(self, root: str | Path, key: StoreKey) -> None:
@@ -160,18 +188,19 @@ class FeatureStore:
             name=name,
             stride=self.key.stride,
             times=tensors["times"].numpy(),
-            visual=tensors["visual"],
-            audio=tensors["audio"],
+            clips=tensors["clips"],
+            visual_dim=int(tensors["visual_dim"]),
             timestamps=tensors["timestamps"].numpy(),
             face=tensors["face"].numpy(),
+            rows=np.argsort(_by_phase(len(tensors["times"]), self.key.stride)),
         )
 
     def write(self, video: VideoFeatures, source: str = "") -> None:
         """Put one video's features on disk: all of them, or, when the disk is full, nothing."""
         tensors = {
             "times": torch.tensor(video.times),
-            "visual": video.visual.contiguous(),
-            "audio": video.audio.contiguous(),
+            "clips": video.by_phase().clips.contiguous(),
+            "visual_dim": torch.tensor(video.visual_dim),
             "timestamps": torch.tensor(video.timestamps),
             "face": torch.tensor(video.face),
         }
@@ -189,6 +218,11 @@ class FeatureStore:
             raise DataError(
                 f"{path}: the features of {video.name} cannot be written: {error.strerror}; {remedy}"
             ) from error
+
+
+def _by_phase(count: int, stride: int) -> np.ndarray:
+    """The clips phase by phase."""
+    return np.concatenate(chains(count, stride))
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -203,4 +203,5 @@ def _regrouped(blocks: Iterable[Block], size: int, name: str, stride: int) -> It
 
 
 def _part(name: str, stride: int, times: np.ndarray, visual: torch.Tensor, audio: torch.Tensor) -> VideoFeatures:
-    return VideoFeatures(name, stride, times, visual, audio, timestamps=times, face=np.ones(len(times), bool))
+    clips = torch.cat((visual, audio), 1)
+    return VideoFeatures(name, stride, times, clips, visual.shape[1], timestamps=times, face=np.ones(len(times), bool))

@@ -79,7 +79,7 @@ def fit_audio_gru(
     def batches(epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
         for names, block in sampler.blocks(epoch):
             for videos, part in sampler.cut(names, block):
-                yield videos, (part.audio, part.target, part.labelled)
+                yield videos, (part.audio.float(), part.target, part.labelled)
 
     frozen = [parameter.requires_grad for parameter in gru.parameters()]
     gru.requires_grad_(True)

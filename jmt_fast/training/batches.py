@@ -16,9 +16,9 @@ from jmt_fast.config import CLIP_STEP
 from jmt_fast.data import clip_labels, reconcile, sequences
 from jmt_fast.errors import DataError
 from jmt_fast.features import VideoFeatures
-from jmt_fast.features.sequence import gather
+from jmt_fast.features.sequence import buffer_of, gather_many
 
-_BLOCK = 64  # batches gathered together, so that the frozen GRU runs over many sequences at once
+_BLOCK = 128  # sequences, or one batch, gathered together, so that the frozen GRU runs over many at once
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class LabelledVideo:
 class Batch(NamedTuple):
     """Sequences of clips; rows and clips beyond what there is are padding (`present` false).
 
-    `audio`, `visual` float32 (B, L, D); `present` bool (B, L); `target` float32 (B, L, 2); `labelled` bool (B, L).
+    `audio`, `visual` (B, L, D) as stored, on a device float32; `present` bool (B, L); `target` float32 (B, L, 2);
+    `labelled` bool (B, L).
     """
 
     audio: Tensor
@@ -55,10 +56,19 @@ class Batch(NamedTuple):
     labelled: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        audio, visual, *rest = (tensor.to(device, non_blocking=True) for tensor in self)
+        return Batch(audio.float(), visual.float(), *rest)
 
     def split(self, size: int) -> Iterator[Batch]:
         return (Batch(*parts) for parts in zip(*(tensor.split(size) for tensor in self), strict=True))
+
+
+class Drawn(NamedTuple):
+    """Sequences: `owners` int64 (S,) are indices of videos, `rows` int64 (S, L) numbers of their clips counted phase by
+    phase (`VideoFeatures.by_phase`), -1 for padding at the end."""
+
+    owners: np.ndarray
+    rows: np.ndarray
 
 
 class SequenceSampler:
@@ -88,10 +98,10 @@ class SequenceSampler:
         self.part = part
         self.batch = batch
         self.seed = seed
-        self.phases = []  # of each video, the rows (S, L) of each of its phases
-        self.labels = []  # of each video, target and labelled of each clip
-        for video in videos:
-            features = video.features
+        self.phases = []  # of each video, the rows (S, L) of the sequences of each of its phases
+        labels = []
+        self.features = [video.features.by_phase() for video in videos]
+        for video, features in zip(videos, self.features, strict=True):
             every = (stride or features.stride) // features.stride
             if every * features.stride != (stride or features.stride):
                 raise DataError(
@@ -103,10 +113,15 @@ class SequenceSampler:
             phase = rows[:, 0] % (CLIP_STEP // features.stride)
             taught = (labelled[rows] & (rows >= 0)).any(1)  # a sequence without any label teaches nothing
             wanted = np.unique(phase[phase % every == 0])
-            self.phases.append([rows[(phase == number) & taught] for number in wanted])
-            self.labels.append((target, labelled))
+            stored = np.append(features.rows, -1)[rows]
+            self.phases.append([stored[(phase == number) & taught] for number in wanted])
+            order = np.argsort(features.rows)
+            labels.append((target[order], labelled[order]))
         if not any(len(rows) for phases in self.phases for rows in phases):
             raise DataError(f"none of the {len(videos)} training videos has a labelled clip; check the annotations")
+        self.first = np.cumsum([0, *(len(video.features.times) for video in videos)])  # row of each video among all
+        self.target, self.labelled = (np.concatenate(part) for part in zip(*labels, strict=True))  # by these rows
+        self._clips = [buffer_of(features) for features in self.features]
 
     def digest(self) -> str:
         """Changes when the videos, their clips or their labels do, or what extracted the features."""
@@ -119,38 +134,54 @@ class SequenceSampler:
                 state.update(part[:1].float().numpy().tobytes())
         return state.hexdigest()[:16]
 
-    def draw(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """The epoch's sequences in their order: (index of the video, clips (L,) with -1 for padding)."""
+    def draw(self, epoch: int) -> Drawn:
+        """The epoch's sequences in their order."""
         random = np.random.default_rng((self.seed, epoch))
         drawn = []
-        for video, phases in enumerate(self.phases):
+        for phases in self.phases:
             phase = random.integers(CLIP_STEP)  # one draw a video, whatever its number of phases
-            drawn += [(video, row) for row in phases[phase % len(phases)]]
-        return [drawn[position] for position in random.permutation(len(drawn))]
+            drawn.append(phases[phase % len(phases)])
+        order = random.permutation(sum(map(len, drawn)))
+        owners = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])
+        return Drawn(owners[order], np.concatenate(drawn)[order])
 
     def batches(self, epoch: int) -> int:
         """Number of batches of the epoch."""
-        return -(-len(self.draw(epoch)) // self.batch)
+        return -(-len(self.draw(epoch).owners) // self.batch)
 
-    def own(self, drawn: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
-        """This part of each batch of sequences as `draw` gives them; clips of -1 where the last batch has no more."""
-        padding = 0, np.full_like(drawn[0][1], -1)
-        return [
-            drawn[at] if at < min(len(drawn), first + self.batch) else padding
-            for first in range(0, len(drawn), self.batch)
-            for at in range(first + self.part[0] * self.rows, first + (self.part[0] + 1) * self.rows)
-        ]
+    def own(self, drawn: Drawn) -> Drawn:
+        """This part of each batch of the sequences; clips of -1 where the last batch has no more."""
+        count = len(drawn.owners)
+        starts = np.arange(0, count, self.batch)[:, None]
+        at = starts + self.part[0] * self.rows + np.arange(self.rows)
+        there = at < np.minimum(count, starts + self.batch)
+        at, there = np.where(there, at, 0).ravel(), there.ravel()
+        return Drawn(drawn.owners[at], np.where(there[:, None], drawn.rows[at], -1))
 
     def blocks(self, epoch: int) -> Iterator[tuple[list[str], Batch]]:
         """This part of the epoch in blocks of some batches, with the name of the video of each row of all parts."""
-        drawn = self.draw(epoch)
-        for start in range(0, len(drawn), self.batch * _BLOCK):
-            block = drawn[start : start + self.batch * _BLOCK]
-            rows = (self._read(*item) for item in self.own(block))
-            yield self.names(block), Batch(*(torch.cat(tensors) for tensors in zip(*rows, strict=True)))
+        drawn, size = self.draw(epoch), self.batch * max(1, _BLOCK // self.batch)
+        for start in range(0, len(drawn.owners), size):
+            block = Drawn(*(part[start : start + size] for part in drawn))
+            yield self.names(block), self.read(self.own(block))
 
-    def names(self, drawn: list[tuple[int, np.ndarray]]) -> list[str]:
-        return [self.videos[video].name for video, _ in drawn]
+    def read(self, drawn: Drawn) -> Batch:
+        """These sequences, features as they are stored."""
+        features = self.features[0]
+        clips = gather_many(self._clips, *drawn, features.clips.shape[1], features.clips.dtype)
+        audio, visual = clips[..., features.visual_dim :], clips[..., : features.visual_dim]
+        rows, present = self.rows_of_all(drawn), drawn.rows >= 0
+        # A label is taken as one number of eight bytes: faster than as a row of two.
+        target = self.target.view(np.complex64)[:, 0].take(rows, mode="clip").view(np.float32).reshape(*rows.shape, 2)
+        labelled = self.labelled.take(rows, mode="clip") & present
+        return Batch(audio, visual, *map(torch.from_numpy, (present, target, labelled)))
+
+    def rows_of_all(self, drawn: Drawn) -> np.ndarray:
+        """int64 (S, L): rows of the sequences' clips among those of all videos, -1 for padding."""
+        return np.where(drawn.rows < 0, -1, drawn.rows + self.first[drawn.owners, None])
+
+    def names(self, drawn: Drawn) -> list[str]:
+        return [self.videos[owner].name for owner in drawn.owners.tolist()]
 
     @property
     def rows(self) -> int:
@@ -162,13 +193,6 @@ class SequenceSampler:
         for start, part in zip(range(0, len(names), self.batch), block.split(self.rows), strict=True):
             yield ", ".join(dict.fromkeys(names[start : start + self.batch])), part
 
-    def _read(self, video: int, row: np.ndarray) -> Batch:
-        target, labelled = self.labels[video]
-        audio, visual, present = gather(self.videos[video].features, row[None])
-        return Batch(
-            audio, visual, present, torch.from_numpy(target[row][None]), torch.from_numpy(labelled[row][None]) & present
-        )
-
 
 class ResidentClips:
     """All clips that a sampler draws from, on a device, from where a step gathers its batch by row numbers.
@@ -179,11 +203,8 @@ class ResidentClips:
 
     def __init__(self, sampler: SequenceSampler, sequence: Callable[[Tensor], Tensor], device: torch.device) -> None:
         self._sampler, self._device = sampler, device
-        counts = [len(video.features.times) for video in sampler.videos]
-        self._first = np.concatenate([[0], np.cumsum(counts)])
-        self.visual = torch.cat([video.features.visual for video in sampler.videos]).to(device)
-        self.target = torch.from_numpy(np.concatenate([target for target, _ in sampler.labels])).to(device)
-        self.labelled = torch.from_numpy(np.concatenate([labelled for _, labelled in sampler.labels])).to(device)
+        self.visual = torch.cat([features.visual for features in sampler.features]).to(device)
+        self.target, self.labelled = (torch.from_numpy(part).to(device) for part in (sampler.target, sampler.labelled))
         self.audio = torch.empty(0)
         for video, phases in enumerate(sampler.phases):
             for rows in np.array_split(np.concatenate(phases), -(-sum(map(len, phases)) // 1024) or 1):
@@ -191,23 +212,23 @@ class ResidentClips:
 
     @torch.no_grad()
     def _hear(self, video: int, rows: np.ndarray, sequence: Callable[[Tensor], Tensor]) -> None:
-        audio, _, present = (tensor.to(self._device) for tensor in gather(self._sampler.videos[video].features, rows))
-        heard = sequence(audio)
+        block = self._sampler.read(Drawn(np.full(len(rows), video), rows)).to(self._device)
+        heard, present = sequence(block.audio), block.present
         if not len(self.audio):
             self.audio = heard.new_zeros(len(self.visual), heard.shape[-1])
-        self.audio[torch.from_numpy(rows).to(self._device)[present] + int(self._first[video])] = heard[present]
+        self.audio[torch.from_numpy(rows).to(self._device)[present] + int(self._sampler.first[video])] = heard[present]
 
     @staticmethod
     def nbytes(sampler: SequenceSampler) -> int:
         """Of the features on the device."""
-        return sum(4 * video.features.audio.numel() + video.features.visual.nbytes for video in sampler.videos)
+        return sum(4 * features.audio.numel() + features.visual.nbytes for features in sampler.features)
 
     def epoch(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor]]]:
         """The batches of an epoch: the names of the videos, and the clips' rows, int64 (B, L), -1 for padding."""
         drawn = self._sampler.draw(epoch)
-        rows = [np.where(row < 0, -1, row + self._first[video]) for video, row in self._sampler.own(drawn)]
+        rows = torch.from_numpy(self._sampler.rows_of_all(self._sampler.own(drawn)))
         names, size = self._sampler.names(drawn), self._sampler.batch
-        for number, part in enumerate(torch.from_numpy(np.stack(rows)).to(self._device).split(self._sampler.rows)):
+        for number, part in enumerate(rows.to(self._device).split(self._sampler.rows)):
             yield ", ".join(dict.fromkeys(names[number * size : (number + 1) * size])), (part,)
 
     def batch(self, rows: Tensor) -> Batch:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from jmt_fast.data import clip_labels
 from jmt_fast.errors import DataError
@@ -107,4 +108,5 @@ def _labelled_clips(videos: Sequence[LabelledVideo], lag: float) -> Clips:
 
 def _inputs(video: VideoFeatures, clips: np.ndarray) -> np.ndarray:
     """The features of some clips, visual then audio: float64 (n, D_visual + D_audio)."""
-    return np.concatenate([part[clips].double().numpy() for part in (video.visual, video.audio)], axis=1)
+    rows = torch.from_numpy(video.rows[clips])
+    return np.concatenate([part[rows].double().numpy() for part in (video.visual, video.audio)], axis=1)

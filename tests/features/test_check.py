@@ -27,9 +27,9 @@ def full(tmp_path: Path) -> FeatureStore:
     """Two videos under one key, a third under another."""
     root = tmp_path / "store"
     for number, (made, name) in enumerate([(store(root), "a"), (store(root), "b/ä"), (store(root, 4), "c")]):
-        features = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(number)).bfloat16()
+        features = torch.randn(5, 32, generator=torch.Generator().manual_seed(number)).bfloat16()
         times = np.arange(5) * 8 / 30
-        made.write(VideoFeatures(name, 8, times, *features, times, np.ones(5, bool)), "source")
+        made.write(VideoFeatures(name, 8, times, features, 16, times, np.ones(5, bool)), "source")
     return store(root)
 
 

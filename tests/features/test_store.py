@@ -35,8 +35,8 @@ def video(name: str = "a", clips: int = 5, dtype: torch.dtype = torch.float32) -
         name,
         8,
         np.arange(clips) * 8 / 30,
-        torch.randn(clips, 512).to(dtype),
-        torch.randn(clips, 64).to(dtype),
+        torch.randn(clips, 512 + 64).to(dtype),
+        512,
         np.arange(clips * 8) / 30,
         random.random(clips * 8) > 0.2,
     )
@@ -51,8 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path, name: str, dtype: torch.dtype) 
     read = FeatureStore(tmp_path, key()).read(name)
     assert store.names() == [name]
     assert read.visual.dtype == dtype
-    for field in ("visual", "audio"):
-        assert torch.equal(getattr(read, field), getattr(written, field))
+    assert torch.equal(read.clips[torch.from_numpy(read.rows)], written.clips) and read.visual_dim == 512
     for field in ("times", "timestamps", "face"):
         assert np.array_equal(getattr(read, field), getattr(written, field))
     assert read.times.dtype == np.float64

@@ -86,7 +86,8 @@ def test_a_trace_is_what_the_plain_path_computes(
     with torch.inference_mode():
         visual = loaded.backbones.visual(frames[torch.from_numpy(rows)].transpose(1, 2))
         audio = loaded.backbones.audio(graph.spectrograms(windows))
-    video = VideoFeatures("film", stride, times, visual, audio, recording.timestamps, np.ones(420, bool))
+    features = torch.cat((visual, audio), 1)
+    video = VideoFeatures("film", stride, times, features, visual.shape[1], recording.timestamps, np.ones(420, bool))
     reference = ReferenceJMT(loaded.fusion.config)
     reference.load_state_dict(loaded.fusion.state_dict())
     clips = run_sequences(reference.eval(), loaded.backbones.audio, video, 8)

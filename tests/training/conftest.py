@@ -43,8 +43,8 @@ def make_video() -> Callable[..., LabelledVideo]:
         visual = hidden * [1, 0.2] @ to_visual + noise * random.normal(size=(len(times), VISUAL))
         audio = hidden * [0.2, 1] @ to_audio + noise * random.normal(size=(len(times), DIM))
         labels[unlabelled] = -5
-        tensors = [torch.from_numpy(part.astype(np.float32)) for part in (visual, audio)]
-        features = VideoFeatures(name, stride, times, *tensors, timestamps, np.ones(frames, bool))
+        clips = torch.from_numpy(np.concatenate((visual, audio), 1).astype(np.float32))
+        features = VideoFeatures(name, stride, times, clips, VISUAL, timestamps, np.ones(frames, bool))
         return LabelledVideo(features, labels)
 
     return make

@@ -70,8 +70,8 @@ def video(name: str, frames: int) -> LabelledVideo:
     times = clip_times(timestamps, 8)
     truth = np.stack([np.interp(times, timestamps, labels[:, d]) for d in range(2)], 1)
     mixed = truth @ np.random.default_rng(5).normal(size=(2, 2 * DIM))
-    audio, visual = torch.from_numpy((mixed + 0.3 * random.normal(size=mixed.shape)).astype(np.float32)).split(DIM, 1)
-    features = VideoFeatures(name, 8, times, visual, audio, timestamps, np.ones(frames, bool))
+    clips = torch.from_numpy((mixed + 0.3 * random.normal(size=mixed.shape)).astype(np.float32))
+    features = VideoFeatures(name, 8, times, clips, DIM, timestamps, np.ones(frames, bool))
     return LabelledVideo(features, labels)
 
 

@@ -28,7 +28,7 @@ def test_what_was_begun_goes_on_from_its_last_epoch(
 ) -> None:  # fmt: skip
     config = make_model().config.model_copy(update={"dim": 48})  # as wide as the GRU of `small_features`
     for video in (*train, *validation):
-        object.__setattr__(video.features, "audio", torch.nn.functional.pad(video.features.audio, (0, 32)))
+        object.__setattr__(video.features, "clips", torch.nn.functional.pad(video.features.clips, (0, 32)))
     training = FusionTraining(lr=5e-3, epochs=3, stride=8)
     backbones = load_backbones(small_features, "random", 0)
     labelled = Labelled({"train": train, "validation": validation}, {})
