@@ -131,6 +131,7 @@ def search(
     _require("optuna")
     from jmt_fast.cli import show
     from jmt_fast.models import JMT
+    from jmt_fast.training.batches import content
     from jmt_fast.training.experiment import save_trained
     from jmt_fast.training.refine import Search, Space
 
@@ -140,9 +141,12 @@ def search(
     )  # fmt: skip
     options = given(epochs=epochs) | {"seed": seed, "stride": int(stride)}
     made = _experiment(data, out, backbones, preset, crop, store, model, options, changes, device, precision, compile)
-    names = {split: sorted(video.name for video in videos) for split, videos in made.labelled.splits.items()}
-    identity = {"model": made.model.model_dump(mode="json"), "precision": made.runtime.precision, "data": names}
-    study = Search(out, space, made.training, identity | {"backbones": made.backbones.digest()})
+    identity = {
+        "model": made.model.model_dump(mode="json"), "precision": made.runtime.precision,
+        "backbones": made.backbones.digest(),
+        **{split: content(made.labelled.split(split)) for split in ("train", "validation")},
+    }  # fmt: skip
+    study = Search(out, space, made.training, identity)
     with show.bar("Searching") as progress:
         tried = study.run(
             lambda: JMT(made.model), made.backbones.audio, made.labelled.split("train"),

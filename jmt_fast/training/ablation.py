@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -13,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from jmt_fast.config import FusionTraining, JMTConfig
+from jmt_fast.config import FusionTraining, JMTConfig, digest
 from jmt_fast.errors import JMTError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
-from jmt_fast.training import LabelledVideo, evaluate, fit_fusion, ridge
+from jmt_fast.training import evaluate, fit_fusion, ridge
+from jmt_fast.training.batches import content
 from jmt_fast.training.checkpoints import weights_digest
 from jmt_fast.training.experiment import Labelled
 
@@ -77,7 +77,8 @@ def ablate(
     """
     path = out / "runs.jsonl"
     split = "test" if labelled.splits.get("test") else "validation"
-    data = _data_digest(labelled, audio_backbone)
+    splits = {name: content(videos) for name, videos in labelled.splits.items()}
+    data = digest({"audio": weights_digest(audio_backbone), **splits})
     rows = []
     for number, (name, seed) in enumerate((name, seed) for name in names for seed in seeds):
         config = model if name == RIDGE else JMTConfig(**{**model.model_dump(), **VARIANTS[name]})
@@ -141,21 +142,6 @@ def _run(
         fit_fusion(model, audio, train, validation, training, runtime, progress=progress)
         found = evaluate(model, audio, judged, runtime=runtime, label_lag=training.label_lag)
     return {"valence": float(found.pooled[0]), "arousal": float(found.pooled[1]), "mean": found.mean}
-
-
-def _data_digest(labelled: Labelled, audio_backbone: AudioBackbone) -> str:
-    hasher = hashlib.sha256(str(weights_digest(audio_backbone)).encode())
-    for split in sorted(labelled.splits):
-        for video in labelled.splits[split]:
-            hasher.update(f"{split} {video.name} ".encode())
-            hasher.update(_content(video))
-    return hasher.hexdigest()[:16]
-
-
-def _content(video: LabelledVideo) -> bytes:
-    """Labels, and the first clip's features: those of other backbones differ there already."""
-    first = [part[:1].float().numpy().tobytes() for part in (video.features.visual, video.features.audio)]
-    return b"".join([video.labels.tobytes(), *first])
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:

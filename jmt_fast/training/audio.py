@@ -17,7 +17,7 @@ from jmt_fast.errors import DataError
 from jmt_fast.features import VideoFeatures, run_sequences
 from jmt_fast.models import AudioBackbone
 from jmt_fast.runtime import Runtime
-from jmt_fast.training.batches import LabelledVideo, SequenceSampler
+from jmt_fast.training.batches import LabelledVideo, SequenceSampler, content
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.evaluation import score
 from jmt_fast.training.loop import FitResult, Progress, Trainer
@@ -55,11 +55,16 @@ def fit_audio_gru(
     sampler = SequenceSampler(
         train, length=length, batch=config.batch, seed=config.seed, label=label, label_lag=label_lag
     )
-    identity = {
-        "training": config.model_dump(mode="json") | {"length": length, "label": label, "label_lag": label_lag},
-        "data": sampler.digest(),
-        "start": weights_digest(gru),
-    }
+    identity = (
+        {}
+        if out is None
+        else {
+            "training": config.model_dump(mode="json") | {"length": length, "label": label, "label_lag": label_lag},
+            "train": content(train),
+            "validation": content(validation),
+            "start": weights_digest(gru),
+        }
+    )
 
     def save_best(folder: Path) -> None:
         save_file({name: value.contiguous() for name, value in gru.state_dict().items()}, folder / "gru.safetensors")

@@ -42,6 +42,22 @@ class LabelledVideo:
         return self.features.name
 
 
+def content(videos: Sequence[LabelledVideo]) -> dict[str, str]:
+    """16 hex digits each over the names, the labels and the features of all the videos, to know them again.
+
+    All features are read once: 1.4 GB take 2 s from the page cache, which training needs them in anyway.
+    """
+    names, labels, features = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    for video in videos:
+        names.update(f"{video.name}\n".encode())
+        labels.update(np.ascontiguousarray(video.labels).data)
+        features.update(f"{video.features.stride} {video.features.visual_dim} ".encode())
+        features.update(video.features.times.data)
+        features.update(buffer_of(video.features))
+    digests = {"videos": names, "labels": labels, "features": features}
+    return {name: state.hexdigest()[:16] for name, state in digests.items()}
+
+
 class Batch(NamedTuple):
     """Sequences of clips; rows and clips beyond what there is are padding (`present` false).
 
@@ -122,17 +138,6 @@ class SequenceSampler:
         self.first = np.cumsum([0, *(len(video.features.times) for video in videos)])  # row of each video among all
         self.target, self.labelled = (np.concatenate(part) for part in zip(*labels, strict=True))  # by these rows
         self._clips = [buffer_of(features) for features in self.features]
-
-    def digest(self) -> str:
-        """Changes when the videos, their clips or their labels do, or what extracted the features."""
-        state = hashlib.sha256()
-        for video in self.videos:
-            features = video.features
-            state.update(f"{video.name}/{features.stride}/{len(features.times)}".encode())
-            state.update(np.ascontiguousarray(video.labels).tobytes())
-            for part in (features.visual, features.audio):  # other backbones differ in the first clip already
-                state.update(part[:1].float().numpy().tobytes())
-        return state.hexdigest()[:16]
 
     def draw(self, epoch: int) -> Drawn:
         """The epoch's sequences in their order."""

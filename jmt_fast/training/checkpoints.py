@@ -47,12 +47,11 @@ class RunFolder:
             identity, state = stored["identity"], stored["state"]
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{self._last}: damaged ({first_line(error)}); delete it and train again") from error
-        for key in sorted(self._identity.keys() | identity.keys()):
-            if self._identity.get(key) != identity.get(key):
-                raise CheckpointError(
-                    f"{self._last}: made with {_difference(key, identity.get(key), self._identity.get(key))}; "
-                    "resume with the settings and data of that run, or choose another folder"
-                )
+        if other := difference(identity, self._identity):
+            raise CheckpointError(
+                f"{self._last}: made with {other}; resume with the settings and data of that run, or choose another "
+                "folder"
+            )
         return state
 
     def save(self, state: dict[str, Any], history: list[dict[str, Any]], improved: bool) -> None:
@@ -105,11 +104,22 @@ def _replace_files(save: Save, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _difference(key: str, stored: Any, asked: Any) -> str:
-    if not (isinstance(stored, dict) and isinstance(asked, dict)):
-        return f"{key}={stored}, not {asked}"
-    fields = [name for name in sorted(stored.keys() | asked.keys()) if stored.get(name) != asked.get(name)]
-    return ", ".join(f"{key}.{name}={stored.get(name)}, not {asked.get(name)}" for name in fields)
+def difference(stored: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """The first entry in which the identity of what is stored differs from the one asked for, in words; None if none.
+
+    `train` and `validation` are what `batches.content` says of a split.
+    """
+    for key in sorted(stored.keys() | asked.keys()):
+        one, other = stored.get(key), asked.get(key)
+        if one == other:
+            continue
+        if not (isinstance(one, dict) and isinstance(other, dict)):
+            return f"{key}={one}, not {other}"
+        fields = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+        if key in ("train", "validation"):
+            return f"other {'videos' if 'videos' in fields else ' and '.join(fields)} in the {key} split"
+        return ", ".join(f"{key}.{name}={one.get(name)}, not {other.get(name)}" for name in fields)
+    return None
 
 
 def first_line(error: Exception) -> str:

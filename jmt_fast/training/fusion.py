@@ -16,7 +16,7 @@ from jmt_fast.data import labelled as has_label
 from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
-from jmt_fast.training.batches import Batch, LabelledVideo, ResidentClips, SequenceSampler
+from jmt_fast.training.batches import Batch, LabelledVideo, ResidentClips, SequenceSampler, content
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, whole_batch
 from jmt_fast.training.evaluation import evaluate
@@ -88,14 +88,19 @@ def fit_fusion(
         return total.value()
 
     optimizer = sgd(model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov)
-    identity = {
-        "training": config.model_dump(mode="json"),
-        "model": model.config.model_dump(mode="json"),
-        "parameters": len(list(model.parameters())),  # the optimizer's state is stored for each
-        "precision": runtime.precision,
-        "data": sampler.digest(),
-        "gru": weights_digest(audio_backbone.gru),
-    }
+    identity = (
+        {}
+        if out is None
+        else {
+            "training": config.model_dump(mode="json"),
+            "model": model.config.model_dump(mode="json"),
+            "parameters": len(list(model.parameters())),  # the optimizer's state is stored for each
+            "precision": runtime.precision,
+            "train": content(train),
+            "validation": content(judged),
+            "gru": weights_digest(audio_backbone.gru),
+        }
+    )
     trainer = Trainer(
         model,
         fast_step(

@@ -17,6 +17,7 @@ from jmt_fast.errors import CheckpointError, DataError, JMTError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import FitResult, LabelledVideo, fit_fusion
+from jmt_fast.training.checkpoints import difference
 
 Progress = Callable[..., None]
 Save = Callable[[JMT, FusionTraining, FitResult], object]
@@ -91,10 +92,9 @@ class Search:
             self.study.set_user_attr("identity", identity)
             for point in self.space.grid():
                 self.study.enqueue_trial(point)
-        elif before != identity:
-            other = next(key for key in {**before, **identity} if before.get(key) != identity.get(key))
+        elif other := difference(before, identity):
             raise CheckpointError(
-                f"{self.folder}: holds a search with another {other}; repeat its settings, or pass another --out"
+                f"{self.folder}: holds a search with {other}; repeat its settings and data, or pass another --out"
             )
         states = self._optuna.trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):  # interrupted: done once more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,8 +93,36 @@ def test_search_goes_on_and_keeps_the_best(run: Callable, common: tuple, tmp_pat
     )  # fmt: skip
     assert json.loads(evaluated.out)["mean"] == pytest.approx(best["mean"], abs=1e-5)
     other = run("search", "--out", tmp_path / "search", "--lr", "1e-3", "--epochs", 2, *common)
-    assert other.code == 1 and "holds a search with another space" in other.err
+    assert other.code == 1 and "holds a search with space.batch=[2, 4], not [2, 4, 8], space.lr=" in other.err
     assert run("search", "--out", tmp_path / "x", "--lr", "fast", *common).code == 2
+
+
+def test_search_knows_its_labels_and_features(run: Callable, collection: Path, backbones: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="pip install 'jmt-fast[protocols]'")
+    data = shutil.copytree(collection, tmp_path / "data")
+    arguments = (
+        "search", "--out", tmp_path / "s", "--lr", "1e-3", "--batch", 4, "--trials", 0, "--epochs", 1, "--data", data,
+        "--backbones", backbones, *SMALL, *PLAIN,
+    )  # fmt: skip
+    assert run(*arguments).code == 0
+    assert run(*arguments).code == 0
+    with (data / "manifest.csv").open() as file:
+        held_out = next(row for row in csv.DictReader(file) if row["split"] == "validation")
+    [features] = (tmp_path / "s" / "features").rglob(f"{held_out['name']}.safetensors")
+    for changed, reason, place in (
+        (data / held_out["annotation"], "labels", -10),
+        (features, "features", -100),  # of the last clip, before a byte for each of 90 frames
+    ):
+        before = changed.read_bytes()
+        damaged = bytearray(before)
+        damaged[place] ^= 1
+        changed.write_bytes(damaged)
+        result = run(*arguments)
+        assert result.code == 1
+        line = rf"^error: .*s: holds a search with other {reason} in the validation split; repeat its .*--out$"
+        assert re.search(line, result.err, re.M), result.err
+        changed.write_bytes(before)
+    assert run(*arguments).code == 0
 
 
 def test_lags_are_part_of_the_search(run: Callable, common: tuple, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from jmt_fast.data import clip_labels
 from jmt_fast.errors import DataError
 from jmt_fast.models import AudioBackbone
 from jmt_fast.training import LabelledVideo
-from jmt_fast.training.batches import ResidentClips, SequenceSampler
+from jmt_fast.training.batches import ResidentClips, SequenceSampler, content
 
 
 def test_an_epoch_is_one_phase_of_each_video(train: list[LabelledVideo]) -> None:
@@ -120,8 +120,15 @@ def test_labels_of_another_length_are_fitted_with_a_warning(make_video: Callable
     assert (short.labels[298:] == -5).all()
 
 
-def test_the_digest_sees_labels(train: list[LabelledVideo], make_video: Callable[..., LabelledVideo]) -> None:
-    digest = SequenceSampler(train, length=8, batch=2, seed=0).digest()
-    assert digest == SequenceSampler(train, length=8, batch=2, seed=0).digest()
+def test_content_is_names_labels_and_features(
+    train: list[LabelledVideo], make_video: Callable[..., LabelledVideo]
+) -> None:
+    before = content(train)
+    assert before == content(train)
+    assert {name for name, value in content(train[::-1]).items() if value != before[name]} == set(before)
     train[2].labels[50] = 0.123
-    assert digest != SequenceSampler(train, length=8, batch=2, seed=0).digest()
+    assert {name for name, value in content(train).items() if value != before[name]} == {"labels"}
+    before = content(train)
+    train[4].features.audio[-1, -1] += 1  # the last number of the last clip
+    assert {name for name, value in content(train).items() if value != before[name]} == {"features"}
+    assert content([make_video("a")])["features"] != content([make_video("a", stride=16)])["features"]
