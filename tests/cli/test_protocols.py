@@ -28,6 +28,7 @@ def common(collection: Path, backbones: Path, store: Path) -> tuple[object, ...]
 
 def test_crossval_prints_and_writes_table_1_and_goes_on(run: Callable, common: tuple, tmp_path: Path) -> None:
     arguments = ("crossval", "--out", tmp_path / "cv", "--folds", 2, "--epochs", 2, "--batch", 4, *common)
+    arguments = (*arguments, "--set", "label_lag=0.2")
     result = run(*arguments)
     assert result.code == 0, result.err
     for name in ("official", "fold-1", "fold-2"):
@@ -40,6 +41,8 @@ def test_crossval_prints_and_writes_table_1_and_goes_on(run: Callable, common: t
     with (tmp_path / "cv" / "table.csv").open() as file:
         assert [row["data"] for row in csv.DictReader(file)] == ["official", "fold-1", "fold-2"]
 
+    training = json.loads((tmp_path / "cv" / "fold-1" / "training.json").read_text())["training"]
+    assert training["label_lag"] == 0.2  # as a search has found it, say
     weights = tmp_path / "cv" / "fold-1" / "last.pt"
     before = weights.stat().st_mtime_ns
     again = run(*arguments, "--json")  # nothing is trained twice
