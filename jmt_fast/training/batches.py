@@ -45,7 +45,7 @@ class LabelledVideo:
 def content(videos: Sequence[LabelledVideo]) -> dict[str, str]:
     """16 hex digits each over the names, the labels and the features of all the videos, to know them again.
 
-    All features are read once: 1.4 GB take 2 s from the page cache, which training needs them in anyway.
+    All features are read once, 1.4 GB in three seconds from the page cache, which training needs them in anyway.
     """
     names, labels, features = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     for video in videos:
