@@ -91,4 +91,5 @@ def test_bf16_ends_where_fp32_ends(collection: Any, device: torch.device, questi
             )  # fmt: skip
     best = max(ends, key=lambda point: ends[point].validation)
     off, most = far[best, "bf16"]
-    assert off <= CCC and most <= TRACE, f"lr and momentum {best}: CCC {off:.3f} apart, traces up to {most:.3f}"
+    reached = [f"{peer} CCC {ccc:.3f}, traces {trace:.3f}" for (at, peer), (ccc, trace) in far.items() if at == best]
+    assert off <= CCC and most <= TRACE, f"apart from fp32 at lr and momentum {best}: {'; '.join(reached)}"
