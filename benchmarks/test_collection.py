@@ -6,9 +6,9 @@ end to end is what `predict` does, `backbones alone` the same clips in the same 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import re
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -180,27 +180,23 @@ def test_ledger(ledgers: dict[int, Ledger], race: Any, question: Any, tmp_path: 
     assert timings["a row on top of 100,000"].median < 1.5 * least
 
 
-PEAK = """
-import re, sys
-from pathlib import Path
-from jmt_fast.inference import Predictor
-predictor = Predictor.from_pretrained(sys.argv[1], "cpu", "fp32", False)
-rows = predictor.predict(sys.argv[2], stride=32).table.num_rows
-print(rows, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-"""
+def peak_memory(pid: int) -> float:
+    """MiB that a process held at most."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) / 2**10
 
 
-def test_memory(video: Any, checkpoint: Any, question: Any) -> None:
-    """The peak of one process on a video of two minutes and of two hours."""
-    folder, peaks = checkpoint("demo"), {}
+def test_memory(video: Any, checkpoint: Any, question: Any, tmp_path: Path) -> None:
+    """The peak of a worker, from its start to its only video's file, for two minutes and for two hours."""
+    settings, peaks = Settings(weights="", stride=32, precision="fp32"), {}
+    recipe = Recipe(checkpoint("demo"), settings, ("cpu",), compile=False)
     for name, minutes in (("2 minutes", 2), ("2 hours", 120)):
         path = video(60 * minutes, 64, 48, 15)
-        run = subprocess.run(
-            [sys.executable, "-c", PEAK, str(folder), str(path)],
-            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
-        rows, kib = map(int, run.stdout.split())
-        assert rows == 60 * minutes * 15
-        peaks[name] = kib / 2**10
-        question.row("peak memory", name, peak_mib=peaks[name], over=peaks[name] / peaks["2 minutes"] - 1, rows=rows)
+        for known in predict_collection([path], tmp_path / name, recipe, settings, Crew(1)):
+            [worker] = multiprocessing.active_children()
+            peaks[name] = peak_memory(worker.pid)
+            assert known.row.rows == 60 * minutes * 15
+        over = peaks[name] / peaks["2 minutes"] - 1
+        question.row("peak memory of a worker", name, peak_mib=peaks[name], over=over, rows=60 * minutes * 15)
     assert peaks["2 hours"] < 1.1 * peaks["2 minutes"]

@@ -57,8 +57,7 @@ class Cropper:
         self._config = config
         self._device = device
         self._person = person
-        if person is not None:
-            self._matrices = similarity(person.points, template(config.resize, config.crop))
+        self._template = template(config.resize, config.crop)
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (config.mean, config.std)
         )
@@ -71,5 +70,8 @@ class Cropper:
     def _cut(self, index: int, picture: np.ndarray | None, size: int) -> torch.Tensor:
         if picture is None or (self._person is not None and not self._person.valid[index]):
             return torch.zeros(3, size, size, device=self._device)
-        matrix = letterbox(picture.shape[0], picture.shape[1], size) if self._person is None else self._matrices[index]
+        if self._person is None:
+            matrix = letterbox(picture.shape[0], picture.shape[1], size)
+        else:
+            matrix = similarity(self._person.points[index], self._template)
         return warp(picture, matrix, size, self._device)

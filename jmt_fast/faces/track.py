@@ -128,5 +128,7 @@ def _spread(name: str, track: _Track, timestamps: np.ndarray) -> Person:
     inside = (before >= 0) & (after < len(seen))
     gaps = seen[after.clip(max=len(seen) - 1)] - seen[before.clip(0)]
     values = np.concatenate([np.stack(track.boxes), np.stack(track.points).reshape(-1, 10)], axis=1)
-    spread = np.stack([np.interp(timestamps, seen, column) for column in values.T], axis=1).astype(np.float32)
+    spread = np.empty((len(timestamps), values.shape[1]), np.float32)  # what grows with the video is kept small
+    for number, column in enumerate(values.T):
+        spread[:, number] = np.interp(timestamps, seen, column)
     return Person(name, spread[:, :4], spread[:, 4:].reshape(-1, 5, 2), inside & (gaps <= BRIDGED))

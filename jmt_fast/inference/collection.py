@@ -21,6 +21,7 @@ from jmt_fast.errors import CheckpointError
 from jmt_fast.inference.ledger import DONE, FAILED, QUARANTINED, Ledger, Row, as_line, as_text, now
 from jmt_fast.inference.predictor import Predictor
 from jmt_fast.inference.workers import Job, Progress, Result, Told, Work
+from jmt_fast.runtime import share_heap
 
 Redo = Literal["missing", "failed", "all"]
 Engine = Callable[[Callable[[int], Work], Sequence[Job], Progress], Generator[Result]]
@@ -74,6 +75,7 @@ class Recipe:
     workers: int = 1
 
     def __call__(self, place: int) -> Work:
+        share_heap()
         if self.workers > 1:
             torch.set_num_threads(max(1, torch.get_num_threads() // self.workers))
         predictor = Predictor.from_pretrained(

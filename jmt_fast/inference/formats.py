@@ -67,12 +67,13 @@ def _csv(trace: Trace, path: Path) -> None:
 
 
 def _jsonl(trace: Trace, path: Path) -> None:
-    digits = {name: pa.compute.cast(trace.table[name], pa.string()).to_pylist() for name in ("valence", "arousal")}
     with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row, valence, arousal in zip(trace.table.to_pylist(), *digits.values(), strict=True):
+        for batch in trace.table.to_batches(max_chunksize=10_000):  # objects of two hours' rows take 120 MB
             # the shortest digits that give the float32 back, where its float64 would have 17
-            row |= {"valence": float(valence), "arousal": float(arousal)}
-            file.write(json.dumps(row) + "\n")
+            valence, arousal = (pa.compute.cast(batch[name], pa.string()).to_pylist() for name in ("valence", "arousal"))
+            for row, *digits in zip(batch.to_pylist(), valence, arousal, strict=True):
+                row |= {"valence": float(digits[0]), "arousal": float(digits[1])}
+                file.write(json.dumps(row) + "\n")
 
 
 def _elan(trace: Trace, path: Path) -> None:
@@ -81,18 +82,19 @@ def _elan(trace: Trace, path: Path) -> None:
 
 def _vtt(trace: Trace, path: Path) -> None:
     """WebVTT: one cue for each half second, with the mean over its valid frames."""
-    number = np.floor(trace.times / CUE).astype(np.int64)
+    times, ends, values, valid = trace.times, trace.ends, trace.values, trace.valid
+    number = np.floor(times / CUE).astype(np.int64)
     starts = np.flatnonzero(np.diff(number, prepend=number[:1] - 1))
     with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("WEBVTT\n")
         for begin, end in zip(starts, [*starts[1:], len(number)], strict=True):
             rows = slice(begin, end)
             text = "no face"
-            if trace.valid[rows].any():
-                valence, arousal = trace.values[rows][trace.valid[rows]].mean(axis=0)
+            if valid[rows].any():
+                valence, arousal = values[rows][valid[rows]].mean(axis=0)
                 text = f"valence {valence:+.2f}  arousal {arousal:+.2f}"
-            first = max(float(trace.times[begin]), 0.0)
-            last = max(float(trace.ends[end - 1]), first + 0.001)
+            first = max(float(times[begin]), 0.0)
+            last = max(float(ends[end - 1]), first + 0.001)
             file.write(f"\n{_clock(first)} --> {_clock(last)}\n{text}\n")
 
 

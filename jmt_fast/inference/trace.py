@@ -49,7 +49,7 @@ class Trace:
     ) -> Trace:
         """From `timestamps` (F,) seconds, `values` (F, 2) and `valid` (F,) bool."""
         count = len(timestamps)
-        columns = [[person] * count, np.arange(count), timestamps, values[:, 0], values[:, 1], valid]
+        columns = [pa.repeat(person, count), np.arange(count), timestamps, values[:, 0], values[:, 1], valid]
         table = pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
         return cls(table, source, warnings or [])
 
