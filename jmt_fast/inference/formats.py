@@ -70,9 +70,9 @@ def _jsonl(trace: Trace, path: Path) -> None:
     with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for batch in trace.table.to_batches(max_chunksize=10_000):  # objects of two hours' rows take 120 MB
             # the shortest digits that give the float32 back, where its float64 would have 17
-            valence, arousal = (pa.compute.cast(batch[name], pa.string()).to_pylist() for name in ("valence", "arousal"))
-            for row, *digits in zip(batch.to_pylist(), valence, arousal, strict=True):
-                row |= {"valence": float(digits[0]), "arousal": float(digits[1])}
+            digits = {name: pa.compute.cast(batch[name], pa.string()).to_pylist() for name in ("valence", "arousal")}
+            for row, valence, arousal in zip(batch.to_pylist(), *digits.values(), strict=True):
+                row |= {"valence": float(valence), "arousal": float(arousal)}
                 file.write(json.dumps(row) + "\n")
 
 
