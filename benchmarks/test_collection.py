@@ -1,7 +1,8 @@
 """What does the work around the networks cost: decoding, sound and writing, processes, ledger, memory?
 
-`over` is the time over the peer that a row is measured against: what the rest adds to it. Videos are H.264 with sound;
-end to end is what `predict` does, `backbones alone` the same clips in the same blocks, their inputs in memory already.
+`over` is the share by which a row is above the one it is measured against: what the rest adds to it, so a ratio of 1 is
+the best that can be. Videos are H.264 with sound; end to end is what `predict` does, `backbones alone` the same clips
+in the same blocks, their inputs in memory already.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from jmt_fast.inference.ledger import DONE, Ledger, Row
 from jmt_fast.models import JMT, Checkpoint, Clips, load_backbones
 
 RATE = 44_100
-BARE, ENGINE = "predict and save, in a loop", "the engine, one process"
+ALONE, WHOLE = "backbones alone", "jmt-fast, end to end"
+BARE, ENGINE = "predict and save, in a loop", "jmt-fast, one process"
+EMPTY, FULL = "0 rows before", "jmt-fast, 100,000 rows before"
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +100,14 @@ def test_decoding_overlaps(video: Any, checkpoint: Any, device: torch.device, ra
             extractor.visual(clips.split(part)[0])
             extractor.audio(spectrograms[:part])
 
-    timings = race({"backbones alone": alone, "end to end": lambda: predictor.predict(path)}, warmup=1)
-    least = timings["backbones alone"].median
+    timings = race({ALONE: alone, WHOLE: lambda: predictor.predict(path)}, warmup=1)
+    least = timings[ALONE].median
     for name, timing in timings.items():
         question.row(
-            f"{seconds} s of 640x360", name, timing, over=timing.median / least - 1, clips=count,
-            x_real_time=1e3 * seconds / timing.median,
+            f"{seconds} s of 640x360", name, timing, ratio=least / timing.median, over=timing.median / least - 1,
+            clips=count, x_real_time=1e3 * seconds / timing.median,
         )  # fmt: skip
-    assert timings["end to end"].median / least < 1.1
+    assert timings[WHOLE].median / least < 1.1
 
 
 def test_short_videos(video: Any, checkpoint: Any, device: torch.device, question: Any, tmp_path: Path) -> None:
@@ -134,8 +137,8 @@ def test_short_videos(video: Any, checkpoint: Any, device: torch.device, questio
     loops.append(bare())
     loop = sum(loops) / 2
     shape = f"{total} videos of 1 s, {preset} networks"
-    question.row(shape, BARE, Timing.of(loops, "wall clock"), over=0.0)
-    question.row(shape, ENGINE, Timing.of([engine], "wall clock"), over=engine / loop - 1)
+    question.row(shape, BARE, Timing.of(loops, "wall clock"), ratio=1.0, over=0.0)
+    question.row(shape, ENGINE, Timing.of([engine], "wall clock"), ratio=loop / engine, over=engine / loop - 1)
     assert engine / loop < 1.02
 
 
@@ -150,7 +153,7 @@ def row(number: int) -> Row:
 def ledgers(tmp_path: Path) -> Iterator[dict[int, Ledger]]:
     """Open ledgers by the number of rows in them."""
     opened = {}
-    for size in (0, 1_000, 100_000):
+    for size in (0, 100_000):
         opened[size] = Ledger(tmp_path / str(size))
         opened[size].rows = {each.path: each for each in map(row, range(size))}
     yield opened
@@ -160,12 +163,12 @@ def ledgers(tmp_path: Path) -> Iterator[dict[int, Ledger]]:
 
 def test_ledger(ledgers: dict[int, Ledger], race: Any, question: Any, tmp_path: Path) -> None:
     """A video's row costs the same however many there are; beginning and ending a run grow with the rows."""
-    timings = race(
-        {f"a row on top of {size:,}": lambda ledger=ledger: ledger.add(row(-1)) for size, ledger in ledgers.items()}
-    )
-    least = timings["a row on top of 0"].median
+    names = {0: EMPTY, 100_000: FULL}
+    timings = race({names[size]: lambda ledger=ledger: ledger.add(row(-1)) for size, ledger in ledgers.items()})
+    least = timings[EMPTY].median
     for name, timing in timings.items():
-        question.row("ledger", name, timing, over=timing.median / least - 1)
+        over = timing.median / least - 1
+        question.row("a row of the ledger", name, timing, ratio=least / timing.median, over=over)
     folder = tmp_path / "whole"
     spans = []
     for _ in range(3):
@@ -177,7 +180,7 @@ def test_ledger(ledgers: dict[int, Ledger], race: Any, question: Any, tmp_path: 
         spans.append((opened - begin, time.perf_counter() - closing))
     question.row("ledger", "opening one of 100,000 rows", Timing.of([each for each, _ in spans[1:]], "wall clock"))
     question.row("ledger", "closing one of 100,000 rows", Timing.of([each for _, each in spans], "wall clock"))
-    assert timings["a row on top of 100,000"].median < 1.5 * least
+    assert timings[FULL].median < 1.5 * least
 
 
 def peak_memory(pid: int) -> float:

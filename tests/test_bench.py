@@ -11,7 +11,8 @@ import torch
 
 from benchmarks.timing import Prepared, Timing, peak_memory, stopwatch
 from jmt_fast.bench import QUESTIONS, section, write_report
-from jmt_fast.bench.report import END, START, Comparison
+from jmt_fast.bench.report import END, START, TITLES, Comparison
+from jmt_fast.cli.bench import Question
 from jmt_fast.errors import JMTError
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,7 @@ def test_the_readme_shows_the_committed_rows() -> None:
 
 
 def test_every_question_has_its_benchmark() -> None:
+    assert set(QUESTIONS) == set(TITLES) == set(Question)
     for name in QUESTIONS:
         assert (ROOT / "benchmarks" / f"test_{name}.py").is_file()
 

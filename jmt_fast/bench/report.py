@@ -22,6 +22,7 @@ TITLES = {
     "features": "The backbones, a clip at each one's best batch",
     "graph": "From frames and sound to the networks' inputs",
     "media": "From files to frames, clips and sound",
+    "collection": "Collections: the work around the networks",
 }
 Row = dict[str, Any]
 

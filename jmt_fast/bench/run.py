@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from jmt_fast.errors import JMTError
 
-QUESTIONS = ("attention", "fusion", "features", "graph", "media")
+QUESTIONS = ("attention", "fusion", "features", "graph", "media", "collection")
 Progress = Callable[[int, int, str], None]
 PATIENCE = 60.0  # seconds that an interrupted run gets to end by itself
 

@@ -17,6 +17,8 @@ class Question(StrEnum):
     fusion = "fusion"
     features = "features"
     graph = "graph"
+    media = "media"
+    collection = "collection"
 
 
 @app.command()
@@ -31,7 +33,7 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure kernels, fusion, backbones and the media graph on this machine, beside their peers."""
+    """Measure kernels, fusion, backbones, media and collections on this machine, beside their peers."""
     from jmt_fast.bench import Outcome, checkout, run_benchmarks, write_report
     from jmt_fast.cli import show
     from jmt_fast.errors import JMTError
