@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,14 +17,15 @@ import torch
 from jmt_fast import __version__
 from jmt_fast.config import Config, Region, Stride
 from jmt_fast.errors import CheckpointError
+from jmt_fast.inference.formats import files
 from jmt_fast.inference.ledger import DONE, FAILED, QUARANTINED, Ledger, Row, as_line, as_text, now
+from jmt_fast.inference.names import output_names
 from jmt_fast.inference.predictor import Predictor
 from jmt_fast.inference.workers import Job, Progress, Result, Told, Work
 from jmt_fast.runtime import share_heap
 
 Redo = Literal["missing", "failed", "all"]
 Engine = Callable[[Callable[[int], Work], Sequence[Job], Progress], Generator[Result]]
-LONGEST = 200  # bytes of an output's name before its suffixes: file systems allow 255 with them
 VERSIONS = f"jmt-fast {__version__}, torch {torch.__version__}"
 
 
@@ -105,12 +105,13 @@ def predict_one(predictor: Predictor, settings: Settings, task: Task, told: Told
         person = f".{trace.person}" if settings.person == "all" else ""
         path = task.output.with_name(f"{task.output.name}{person}.{settings.format}")
         trace.save(path)
+        outputs += [each.name for each in files(path)]
         if settings.plot:
             picture = path.with_suffix(".png")
             temporary = picture.with_name(f".{picture.name}.part")
             trace.plot().savefig(temporary, dpi=120, format="png")
             temporary.replace(picture)
-        outputs.append(path.name)
+            outputs.append(picture.name)
         rows += trace.table.num_rows
         duration = float(trace.times[-1] - trace.times[0])
         warnings += trace.warnings
@@ -137,7 +138,8 @@ def predict_collection(
 ) -> Iterator[Known]:
     """Predict what `out` lacks: videos that are new there, or changed since (size or modification time), or were done
     with other settings or another checkpoint, or whose files are gone. Those that failed are left as they are unless
-    they changed, or `redo` is `failed`; `all` does every one.
+    they changed, or `redo` is `failed`; `all` does every one. Files that a video had before and has no more go, such as
+    those of `person` = all when the largest alone is asked for.
 
     Videos that are left as they are come first, the others as they are finished, each in the ledger
     by then. `progress(index in videos, share)`. Raises JMTError as `Ledger` and `engine` do.
@@ -145,9 +147,9 @@ def predict_collection(
     with Ledger(out) as ledger:
         for part in out.glob(".*.part"):  # of a run that was killed
             part.unlink(missing_ok=True)
-        names = _names(videos, ledger.rows)
+        names = output_names(videos, ledger.rows)
         digest = settings.digest()
-        jobs, planned = [], {}
+        jobs, planned, again = [], {}, {}
         for number, (video, name) in enumerate(zip(videos, names, strict=True)):
             size, time_ns = fingerprint(video)
             row = Row(as_text(os.path.abspath(video)), name, size, time_ns, digest, FAILED, versions=VERSIONS)
@@ -156,12 +158,24 @@ def predict_collection(
                 yield Known(number, before, fresh=False)
                 continue
             planned[number] = row
+            if before:
+                again[number] = before
             jobs.append(Job(number, Task(video, out / name)))
         if not jobs:
             return
-        with closing(engine(recipe, jobs, progress)) as results:
+        begun = set()
+
+        def told(number: int, share: float) -> None:
+            if number in again and number not in begun:  # from now on its files may be of the one run or of the other
+                begun.add(number)
+                ledger.add(replace(again[number], settings=""))
+            progress(number, share)
+
+        with closing(engine(recipe, jobs, told)) as results:
             for result in results:
                 row = _finished(planned[result.number], videos[result.number], result)
+                if result.number in again:
+                    row = _replaced(again[result.number], row, out)
                 ledger.add(row)
                 yield Known(result.number, row)
 
@@ -182,6 +196,15 @@ def _finished(row: Row, video: Path, result: Result) -> Row:
         return Row(**facts | vars(result.value) | {"status": DONE, "warnings": warnings})
     error = result.error if result.error.startswith(str(video)) else f"{video}: {result.error}"
     return Row(**facts | {"status": QUARANTINED if result.deadly else FAILED, "error": as_line(error)})
+
+
+def _replaced(before: Row, row: Row, out: Path) -> Row:
+    """The row, when the files that it leaves behind are gone. A video that fails now keeps those that it had."""
+    if row.status != DONE:
+        return replace(row, outputs=before.outputs)
+    for name in set(before.outputs) - set(row.outputs):
+        (out / name).unlink(missing_ok=True)
+    return row
 
 
 def fingerprint(video: Path) -> tuple[int, int]:
@@ -206,38 +229,3 @@ def weights_digest(checkpoint: Path) -> str:
             f"{error.filename or checkpoint}: {error.strerror}; give a folder that `jmt-fast demo` or `train` wrote"
         ) from error
     return digest.hexdigest()[:16]
-
-
-def _names(videos: Sequence[Path], rows: dict[str, Row]) -> list[str]:
-    """What the output files of each video begin with, different for all: the name it had in the ledger, its stem, or,
-    where another video has or wants that, its file name, or at last its stem and a digest of its path."""
-    paths = [as_text(os.path.abspath(video)) for video in videos]
-    stems = [_safe(video.stem) for video in videos]
-    files = [_safe(video.name) for video in videos]
-    wanted, full = Counter(stems), Counter(files)
-    taken = {row.name for row in rows.values()}
-    names = []
-    for path, stem, file in zip(paths, stems, files, strict=True):
-        if path in rows:
-            names.append(rows[path].name)
-            continue
-        choices = [stem] * (wanted[stem] == 1) + [file] * (full[file] == 1 and file not in wanted)
-        own = f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
-        names.append(next((name for name in choices if name not in taken), own))
-        taken.add(names[-1])
-    return names
-
-
-def _safe(name: str) -> str:
-    """A name that prints on one line and fits. Control characters and bytes that are no UTF-8 become `%NN`; so does a
-    first `_` or `.`, by which ledgers and files that are being written are told from traces."""
-    odd = "".join(
-        each
-        if each.isprintable() and (number or each not in "_.")
-        else "".join(f"%{byte:02X}" for byte in os.fsencode(each))
-        for number, each in enumerate(name)
-    )
-    if len(odd.encode()) <= LONGEST:
-        return odd
-    short = odd.encode()[: LONGEST - 20].decode(errors="ignore")
-    return f"{short}-{hashlib.sha256(odd.encode()).hexdigest()[:12]}"

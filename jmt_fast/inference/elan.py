@@ -35,9 +35,14 @@ UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 Whole = Callable[[Path], AbstractContextManager[Path]]
 
 
+def beside(path: Path) -> tuple[Path, Path]:
+    """The series and its configuration, of an .eaf."""
+    return path.with_name(path.stem + SERIES), path.with_name(path.stem + CONFIGURATION)
+
+
 def write_elan(trace: Trace, path: Path, whole: Whole) -> None:
     """Write `path` (.eaf) and the two files of its series; `whole(path)` gives the temporary path to write to."""
-    series, configuration = path.with_name(path.stem + SERIES), path.with_name(path.stem + CONFIGURATION)
+    series, configuration = beside(path)
     with whole(series) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("#time,valence,arousal,valid\n")  # ELAN leaves lines with # out, and would read a header as values
         for time, (valence, arousal), valid in zip(trace.times, trace.values, trace.valid, strict=True):

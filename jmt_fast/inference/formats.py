@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from jmt_fast.errors import DataError, JMTError
-from jmt_fast.inference.elan import write_elan
+from jmt_fast.inference.elan import beside, write_elan
 from jmt_fast.inference.trace import SCHEMA, Trace
 
 READABLE = ("parquet", "csv", "jsonl")  # the first is taken where a folder has one trace in several formats
@@ -36,6 +36,11 @@ def save(trace: Trace, path: str | Path, format: str | None = None) -> Path:
         raise JMTError(f"{path}: cannot write a trace as {format or 'a file without ending'}; use one of {endings}")
     FORMATS[format](trace, path)
     return path
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """All that `save` writes for a path."""
+    return (path, *beside(path)) if path.suffix == ".eaf" else (path,)
 
 
 @contextmanager

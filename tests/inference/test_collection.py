@@ -12,7 +12,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 
-from jmt_fast.errors import MediaError
+from jmt_fast.errors import JMTError, MediaError
 from jmt_fast.inference import Known, Predictor, Recipe, Settings, predict_collection, run_here, weights_digest
 from jmt_fast.inference.collection import Done, Task, predict_one
 from jmt_fast.inference.workers import Told, Work
@@ -21,10 +21,13 @@ Film = Callable[..., Path]
 
 
 class Fake:
-    """Instead of a network: copies what is in a `video`, refuses words, and notes what it was asked."""
+    """Instead of a network: copies what is in a `video`, refuses words, and notes what it was asked. `people`: whose
+    files it writes, as `--person all` does; behind the first one, `full` stops it."""
 
     def __init__(self) -> None:
         self.asked: list[Path] = []
+        self.people = ("",)
+        self.full = False
 
     def __call__(self, place: int) -> Work:
         return self.do
@@ -33,9 +36,13 @@ class Fake:
         self.asked.append(task.video)
         if not task.video.exists() or task.video.read_text().startswith("words"):
             raise MediaError(f"{task.video}: not a video; give another")
-        path = task.output.with_name(f"{task.output.name}.parquet")
-        path.write_text(task.video.read_text())
-        return Done((path.name,), 1, 1.0, 0.1, (f"{task.video}: dark",))
+        told(0.5)
+        paths = [task.output.with_name(f"{task.output.name}{person}.parquet") for person in self.people]
+        for path in paths:
+            path.write_text(task.video.read_text())
+            if self.full:
+                raise JMTError("the disk is full")
+        return Done(tuple(path.name for path in paths), 1, 1.0, 0.1, (f"{task.video}: dark",))
 
 
 @pytest.fixture
@@ -141,6 +148,40 @@ def test_every_video_has_an_output_of_its_own(go: Callable, fake: Fake, tmp_path
     assert len(table) == len(names)
 
 
+def test_other_people_in_the_same_folder(go: Callable, fake: Fake, tmp_path: Path) -> None:
+    """The files of `--person all` and `largest` are never another video's, and none is left of the run before."""
+    names = ("talk.mp4", "talk.0.mp4", "talk_timeseries.mp4", "talk.1_timeseries.mp4", "a.1.mp4", "a.2.mp4")
+    videos = [tmp_path / name for name in names]
+    for video in videos:
+        video.write_text(video.name)
+    for people, person in (((".0", ".1"), "all"), (("",), "largest"), ((".0",), "all")):
+        fake.people = people
+        for part in (videos[:1], videos):
+            rows = [known.row for known in go(part, person=person)]
+        for video, row in zip(videos, rows, strict=True):
+            assert [(tmp_path / "out" / name).read_text() for name in row.outputs] == [video.name] * len(people)
+        there = {path.name for path in (tmp_path / "out").iterdir()} - {"_index.parquet"}
+        assert there == {name for row in rows for name in row.outputs}
+        assert len(there) == len(people) * len(videos)
+    assert [row.name for row in rows] == [
+        "talk", "talk.0.mp4", "talk_timeseries.mp4", "talk.1_timeseries.mp4", "a.1", "a.2",
+    ]  # fmt: skip
+
+
+def test_a_redo_that_is_cut_short_is_not_taken_for_done(go: Callable, fake: Fake, videos: list[Path]) -> None:
+    fake.people = (".0", ".1")
+    first = go(videos[:2], person="all")
+    fake.full = True
+    with pytest.raises(JMTError, match="disk is full"):
+        go(videos[:2], person="all", stride=4)
+    fake.full = False
+    again = go(videos[:2], person="all")
+    assert fake.asked == videos[:1]  # its first file is of the other stride; the second video was not begun
+    assert [known.row.outputs for known in again] == [known.row.outputs for known in first]
+    videos[0].write_text("words")
+    assert go(videos[:1], person="all")[0].row.outputs == first[0].row.outputs
+
+
 def test_messages_are_one_line(go: Callable, tmp_path: Path) -> None:
     [known] = go([tmp_path / os.fsdecode(b"new\nline\xff.mp4")])
     assert known.row.error == f"{tmp_path}/new\\nline\\xff.mp4: not a video; give another"
@@ -168,6 +209,7 @@ def test_files_hold_what_predict_returns(predictor: Predictor, film: Film, tmp_p
     done = predict_one(predictor, Settings(weights="", smooth=(5, 9), plot=True), Task(video, tmp_path / "o.k"), id)
     expected = predictor.predict(video).smoothed(5, 9).table
     assert pyarrow.parquet.read_table(tmp_path / "o.k.parquet").equals(expected)
+    assert done.outputs == ("o.k.parquet", "o.k.png")
     assert done.rows == expected.num_rows
     assert done.duration == pytest.approx(39 / 30)
     assert {path.name for path in tmp_path.iterdir()} == {"o.k.parquet", "o.k.png"}
