@@ -105,13 +105,12 @@ def predict_one(predictor: Predictor, settings: Settings, task: Task, told: Told
         person = f".{trace.person}" if settings.person == "all" else ""
         path = task.output.with_name(f"{task.output.name}{person}.{settings.format}")
         trace.save(path)
-        outputs += [each.name for each in files(path)]
+        outputs.append(path.name)
         if settings.plot:
             picture = path.with_suffix(".png")
             temporary = picture.with_name(f".{picture.name}.part")
             trace.plot().savefig(temporary, dpi=120, format="png")
             temporary.replace(picture)
-            outputs.append(picture.name)
         rows += trace.table.num_rows
         duration = float(trace.times[-1] - trace.times[0])
         warnings += trace.warnings
@@ -139,7 +138,7 @@ def predict_collection(
     """Predict what `out` lacks: videos that are new there, or changed since (size or modification time), or were done
     with other settings or another checkpoint, or whose files are gone. Those that failed are left as they are unless
     they changed, or `redo` is `failed`; `all` does every one. Files that a video had before and has no more go, such as
-    those of `person` = all when the largest alone is asked for.
+    those of `person` = all when the largest alone is asked for; those of another format stay.
 
     Videos that are left as they are come first, the others as they are finished, each in the ledger
     by then. `progress(index in videos, share)`. Raises JMTError as `Ledger` and `engine` do.
@@ -199,11 +198,15 @@ def _finished(row: Row, video: Path, result: Result) -> Row:
 
 
 def _replaced(before: Row, row: Row, out: Path) -> Row:
-    """The row, when the files that it leaves behind are gone. A video that fails now keeps those that it had."""
+    """The row, when the files of its format that are no more among its outputs are gone. A video that fails now keeps
+    those that it had."""
     if row.status != DONE:
         return replace(row, outputs=before.outputs)
-    for name in set(before.outputs) - set(row.outputs):
-        (out / name).unlink(missing_ok=True)
+    formats = {Path(name).suffix for name in row.outputs}
+    for path in (out / name for name in set(before.outputs) - set(row.outputs)):
+        if path.suffix in formats:
+            for each in (*files(path), path.with_suffix(".png")):
+                each.unlink(missing_ok=True)
     return row
 
 

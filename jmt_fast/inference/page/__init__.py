@@ -26,6 +26,10 @@ from jmt_fast.inference.formats import whole
 from jmt_fast.inference.trace import Trace
 
 PARTS = Path(__file__).parent
+SCRIPTS = {  # of a page, one after the other in one scope
+    "video": ("video_data", "video_time", "video_charts", "video_plane", "video_now", "video_controls"),
+    "index": ("index",),
+}
 TICK = 1e-4  # seconds; what times are rounded to
 SCALE = 10_000  # values are sent as int16
 MAX_EMBEDDED = 200 * 2**20  # bytes; browsers take no script of 512 MiB, and base64 adds a third
@@ -72,15 +76,16 @@ def write_video_page(
 
 
 def render(name: str, title: str, **fields: str) -> str:
-    """`<name>.html` with its style, script and policy; `title` is plain text, `fields` are markup."""
+    """`<name>.html` with its head, scripts and policy; `title` is plain text, `fields` are markup."""
     style = "\n".join(_part(each) for each in ("uPlot.min.css", "common.css", f"{name}.css"))
-    scripts = {"library": _part("uPlot.iife.min.js"), "script": _part(f"{name}.js")}
+    script = "\n".join(_part(f"{each}.js") for each in SCRIPTS[name])
+    scripts = {"library": _part("uPlot.iife.min.js"), "script": script}
     hashes = " ".join(_hash(text) for text in scripts.values())
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "media-src 'self' file: data: blob:"
     )
-    return Template(_part(f"{name}.html")).substitute(
+    return Template(_part("head.html") + _part(f"{name}.html")).substitute(
         policy=policy, title=html.escape(title), style=style, **scripts, **fields
     )
 
