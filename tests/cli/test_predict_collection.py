@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ PLAIN = ("--device", "cpu", "--precision", "fp32", "--no-compile")
 
 @pytest.fixture
 def junk(film: Film, kit: SimpleNamespace, tmp_path: Path) -> Path:
-    """A folder in which six of ten are no videos, and the others have odd names."""
+    """A folder in which seven of eleven are no videos, and the others have odd names."""
     good = film(times=kit.steps(20))
     folder = tmp_path / "in"
     for name in (b"a.mp4", b"sub/a.mp4", b"new\nline 'and' \"quotes\".mp4", b"b\xff.mp4"):
@@ -34,6 +36,8 @@ def junk(film: Film, kit: SimpleNamespace, tmp_path: Path) -> Path:
     (folder / "empty.mp4").touch()
     (folder / "cut.mp4").write_bytes(good.read_bytes()[:1500])
     os.mkfifo(folder / "pipe.mp4")
+    with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as server:  # a socket's path may not be long
+        server.bind("socket.mp4")
     (folder / "self.mp4").symlink_to(folder / "self.mp4")
     shutil.copy(Path(__file__).parents[2] / "docs" / "demo.png", folder / "picture.mp4")
     (folder / "sub" / "above").symlink_to(folder)
@@ -48,9 +52,9 @@ def test_a_folder_of_junk(run: Callable, small_checkpoint: Path, junk: Path, tmp
     assert first.code == 3
     errors = sorted(line for line in first.err.splitlines() if line.startswith("error: "))
     assert [line.partition(".m")[0].rpartition("/")[2] for line in errors] == [
-        "*", "cut", "empty", "picture", "pipe", "self", "words",
+        "*", "cut", "empty", "picture", "pipe", "self", "socket", "words",
     ]  # fmt: skip
-    assert "7 of 11 videos failed" in first.err
+    assert "8 of 12 videos failed" in first.err
     assert "left out: .txt 1" in first.err
     printed = first.out.splitlines()
     assert sorted(printed) == sorted(str(path) for path in out.iterdir() if path.name != "_index.parquet")
@@ -59,14 +63,14 @@ def test_a_folder_of_junk(run: Callable, small_checkpoint: Path, junk: Path, tmp
     second = run(*given)
     assert second.code == 3
     assert not second.out
-    assert "4 of 11 videos were done before" in second.err
-    assert len([line for line in second.err.splitlines() if line.endswith("--retry-failed tries again)")]) == 6
+    assert "4 of 12 videos were done before" in second.err
+    assert len([line for line in second.err.splitlines() if line.endswith("--retry-failed tries again)")]) == 7
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.name != "_index.parquet")
     shutil.copy(junk / "a.mp4", junk / "words.mp4")
     third = run(*given, "--workers", "0", "--retry-failed")
     assert third.out.splitlines() == [str(out / "words.parquet")]
     table = pandas.read_parquet(out / "_index.parquet")
-    assert sorted(table["status"]) == ["done"] * 5 + ["failed"] * 5
+    assert sorted(table["status"]) == ["done"] * 5 + ["failed"] * 6
     assert set(table["rows"]) == {0, 20}
 
 

@@ -13,7 +13,16 @@ import pyarrow.parquet
 import pytest
 
 from jmt_fast.errors import JMTError, MediaError
-from jmt_fast.inference import Known, Predictor, Recipe, Settings, predict_collection, run_here, weights_digest
+from jmt_fast.inference import (
+    Known,
+    Predictor,
+    Recipe,
+    Settings,
+    collection,
+    predict_collection,
+    run_here,
+    weights_digest,
+)
 from jmt_fast.inference.collection import Done, Task, predict_one
 from jmt_fast.inference.workers import Told, Work
 
@@ -102,6 +111,21 @@ def test_what_changed_is_done_again(go: Callable, fake: Fake, videos: list[Path]
     assert go(videos, **changed)[0].row.status == "failed"
     assert fake.asked == [videos[0]]
     go(videos, **changed)
+    assert not fake.asked
+
+
+def test_a_clock_that_jumps(
+    go: Callable, fake: Fake, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the times of the run, which go back here, nor those of its files decide what is done."""
+    clock = ["2031-01-01T00:00:00+00:00", "1999-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"]
+    monkeypatch.setattr(collection, "now", iter(clock).__next__)
+    os.utime(videos[0], (2**32, 2**32))
+    first = go(videos)
+    assert [known.row.finished for known in first] == clock
+    for place, name in enumerate(("a.parquet", "b.parquet")):
+        os.utime(tmp_path / "out" / name, (place * 2**32,) * 2)
+    assert [known.row for known in go(videos)] == [known.row for known in first]
     assert not fake.asked
 
 

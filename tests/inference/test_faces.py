@@ -13,7 +13,7 @@ import pytest
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.errors import MediaError
 from jmt_fast.faces import DETECTORS, Cropper, Faces, Person
-from jmt_fast.inference import Predictor, Settings
+from jmt_fast.inference import Predictor, Recipe, Settings, predict_collection, run_here
 from jmt_fast.inference.collection import Task, predict_one
 
 Film = Callable[..., Path]
@@ -157,3 +157,18 @@ def test_all_writes_a_file_a_person(predictor: Predictor, video: Path, cast: Cal
     assert done.rows == 2 * FRAMES
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_all_then_one_in_the_same_folder(small_checkpoint: Path, video: Path, cast: Callable, tmp_path: Path) -> None:
+    """Each run leaves its own traces and no other's."""
+    cast(two)
+    name = video.stem
+    for person, expected in (("all", {".0": "0", ".1": "1"}), ("largest", {"": "0"}), ("1", {"": "1"})):
+        settings = Settings(weights="", region="face", person=person, precision="fp32")
+        recipe = Recipe(small_checkpoint, settings, ("cpu",), False)
+        [known] = predict_collection([video], tmp_path / "out", recipe, settings, run_here)
+        assert known.fresh
+        there = sorted(path for path in (tmp_path / "out").iterdir() if path.name != "_index.parquet")
+        assert [path.name for path in there] == [f"{name}{suffix}.parquet" for suffix in expected]
+        shown = [pyarrow.parquet.read_table(path)["person"][0].as_py() for path in there]
+        assert shown == list(expected.values())

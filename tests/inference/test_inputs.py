@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from jmt_fast.errors import DataError
+from jmt_fast.errors import DataError, MediaError
 from jmt_fast.inference import find_videos
+from jmt_fast.media import probe
 
 
 @pytest.fixture
@@ -53,6 +55,36 @@ def test_links_are_followed_and_loops_are_not(folder: Path, tmp_path: Path) -> N
         os.chdir(here)
     odd = ["gone.mp4", "linked/c.mp4", "pipe.mp4", "self.mp4", "socket.mp4"]
     assert sorted(relative(folder, find_videos([folder]).videos)) == sorted(IN_FOLDER + odd)
+
+
+def test_what_may_not_be_read_is_told(folder: Path) -> None:
+    """In a process without root's rights: a folder is refused when it is searched, a file when it is opened."""
+    for place in (folder, folder / "sub"):
+        place.chmod(0o755)
+    (folder / "sub" / "deep").chmod(0)
+    (folder / "b.mp4").write_text("words")
+    (folder / "b.mp4").chmod(0)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.chdir(folder)  # the folders above are root's alone
+            if os.getuid() == 0:
+                os.setuid(65534)
+            found = find_videos(["."])
+            with pytest.raises(MediaError) as caught:
+                probe("b.mp4")
+            os.write(writing, json.dumps([*map(str, found.videos), found.unusable, str(caught.value)]).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        *videos, unusable, error = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    (folder / "sub" / "deep").chmod(0o755)
+    assert videos == ["a.MKV", "b.mp4", "sub/a.mp4"]
+    assert unusable == {"./sub/deep": "the folder cannot be read: Permission denied; change its permissions"}
+    assert error == "b.mp4: not readable: permission denied; change its permissions"
 
 
 def test_names_that_are_no_utf8(folder: Path) -> None:

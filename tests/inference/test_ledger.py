@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import pandas
@@ -78,6 +79,27 @@ def test_a_run_that_fails_keeps_its_rows_and_its_reason(tmp_path: Path) -> None:
     (tmp_path / TABLE).rmdir()
     with Ledger(tmp_path) as ledger:
         assert list(ledger.rows.values()) == [row(0)]
+
+
+def test_a_full_disk_keeps_the_rows_that_were_added(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    child = os.fork()
+    if not child:
+        added, code = 0, 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+            with Ledger(tmp_path) as ledger:
+                for added in range(100):
+                    ledger.add(row(added))
+        except JMTError as error:
+            line = f"{tmp_path / JOURNAL}: cannot be written: "
+            code = 100 + added if str(error).startswith(line) and "free some space" in str(error) else 2
+        finally:
+            os._exit(code)
+    added = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 100
+    assert 2 < added < 50
+    with Ledger(tmp_path) as ledger:
+        assert list(ledger.rows.values()) == [row(number) for number in range(added)]
 
 
 def test_what_is_no_ledger_is_refused_and_left(tmp_path: Path) -> None:
