@@ -164,6 +164,12 @@ class ClipStream:
         return there if self._person is None else there & self._person.valid[: len(there)]
 
     def __iter__(self) -> Iterator[Block]:
+        networks = self._extractor
+        for first, times, clips, spectrograms in ahead(self._prepared()):  # the next one while the networks run
+            yield Block(first, times, networks.visual(clips), networks.audio(spectrograms))
+
+    def _prepared(self) -> Iterator[tuple[int, np.ndarray, Clips, torch.Tensor]]:
+        """What the networks take, block by block: index of the first clip, times, frames, spectrograms."""
         config = self._extractor.config
         sound = self._recording.sound(config.sound.sample_rate)
         first = 0
@@ -178,6 +184,5 @@ class ClipStream:
                 continue
             times = self._times[first : first + CLIPS_PER_BLOCK]
             windows = np.stack([sound.window(time, config.sound.samples) for time in times])
-            spectrograms = self._extractor.graph.spectrograms(windows)
-            yield Block(first, times, self._extractor.visual(clips), self._extractor.audio(spectrograms))
+            yield first, times, clips, self._extractor.graph.spectrograms(windows)
             first += len(times)
