@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jmt_fast.data import Recording
     from jmt_fast.models import Backbones
     from jmt_fast.runtime import Runtime
+    from jmt_fast.training import FitResult
 
 
 class Stage(StrEnum):
@@ -115,39 +116,30 @@ def train(
 ) -> None:
     """Train the fusion (or a backbone) on a labelled collection.
 
-    Under torchrun the fusion trains on several devices; after a crash it goes on from the last finished epoch.
+    Under torchrun it trains on several devices; after a crash it goes on from the last finished epoch.
     """
     from jmt_fast.config import AudioTraining, VisualTraining
     from jmt_fast.data import load
     from jmt_fast.training import distributed
 
-    if distributed.launched() and stage is not Stage.fusion:
-        raise typer.BadParameter(f"{stage} trains in one process: start it without torchrun", param_hint="stage")
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)
     recordings = load(data)
     config, networks = configured_backbones(backbones, preset, recordings, crop)
     store = store or out / "features"
-    if stage is Stage.visual:
-        if crop not in (None, Crop.middle) and not all(recording.crops for recording in recordings):
-            reason = "`train visual` sees the centre square of raw videos, or face crops that were prepared"
-            raise typer.BadParameter(reason, param_hint="--crop")
-        _train_visual(out, recordings, config, networks, configuration([VisualTraining], [options], set)[0], machine)
-    elif stage is Stage.audio:
-        _train_audio(
-            out,
-            recordings,
-            config,
-            networks,
-            configuration([AudioTraining], [options], set)[0],
-            store,
-            int(stride),
-            machine,
-        )
-    else:
-        chosen, training = configured_fusion(model, options | {"stride": int(stride)}, set)
-        with distributed.processes(machine) as own:
-            again = resume or distributed.restarted()
+    if stage is Stage.visual and crop not in (None, Crop.middle) and not all(each.crops for each in recordings):
+        reason = "`train visual` sees the centre square of raw videos, or face crops that were prepared"
+        raise typer.BadParameter(reason, param_hint="--crop")
+    with distributed.processes(machine) as own:
+        again = resume or distributed.restarted()
+        if stage is Stage.visual:
+            [visual] = configuration([VisualTraining], [options], set)
+            _train_visual(out, recordings, config, networks, visual, own, again)
+        elif stage is Stage.audio:
+            [audio] = configuration([AudioTraining], [options], set)
+            _train_audio(out, recordings, config, networks, audio, store, int(stride), own, again)
+        else:
+            chosen, training = configured_fusion(model, options | {"stride": int(stride)}, set)
             _train_fusion(out, recordings, config, networks, chosen, training, store, own, again, tensorboard)
 
 
@@ -158,9 +150,9 @@ def _train_visual(
     networks: Backbones,
     training: VisualTraining,
     machine: Runtime,
+    resume: bool,
 ) -> None:
     from jmt_fast.cli import show
-    from jmt_fast.models.checkpoint import save_backbones_folder
     from jmt_fast.training import fit_visual
 
     splits = {
@@ -176,10 +168,10 @@ def _train_visual(
             training,
             machine,
             out=out,
+            resume=resume,
             progress=progress,
         )
-    save_backbones_folder(networks, config, out)
-    _report(out, result)
+    _save_backbones(networks, config, out, result)
 
 
 def _train_audio(
@@ -191,10 +183,11 @@ def _train_audio(
     store: Path,
     stride: int,
     machine: Runtime,
+    resume: bool,
 ) -> None:
     from jmt_fast.cli import show
-    from jmt_fast.models.checkpoint import save_backbones_folder
     from jmt_fast.training import fit_audio_gru
+    from jmt_fast.training.distributed import rank
     from jmt_fast.training.experiment import labelled_videos, open_store
 
     with show.bar("Extracting features") as progress:
@@ -203,11 +196,27 @@ def _train_audio(
         )
     with show.bar("Training the GRU") as progress:
         result = fit_audio_gru(
-            networks.audio, labelled.split("train"), labelled.split("validation"), training, machine, progress=progress
+            networks.audio,
+            labelled.split("train"),
+            labelled.split("validation"),
+            training,
+            machine,
+            out=out,
+            resume=resume,
+            progress=progress,
         )
-    save_backbones_folder(networks, config, out)
-    _report(out, result)
-    show.finish(labelled.failed, len(recordings))
+    _save_backbones(networks, config, out, result)
+    if rank() == 0:
+        show.finish(labelled.failed, len(recordings))
+
+
+def _save_backbones(networks: Backbones, config: FeatureConfig, out: Path, result: FitResult) -> None:
+    from jmt_fast.models.checkpoint import save_backbones_folder
+    from jmt_fast.training.distributed import rank
+
+    if rank() == 0:
+        save_backbones_folder(networks, config, out)
+        _report(out, result)
 
 
 def _train_fusion(
@@ -283,7 +292,7 @@ def evaluate(
     show.finish(labelled.failed, len(recordings))
 
 
-def _report(out: Path, result: Any) -> None:
+def _report(out: Path, result: FitResult) -> None:
     valence, arousal = (float(value) for value in result.best_ccc)
     print(
         f"best epoch {result.best_epoch}: validation CCC valence {valence:.3f}, arousal {arousal:.3f}, "

@@ -19,10 +19,23 @@ from jmt_fast.models import AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import LabelledVideo, SequenceSampler, content
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
-from jmt_fast.training.evaluation import score
+from jmt_fast.training.distributed import rank, ranks, replicated, whole_batch
+from jmt_fast.training.evaluation import Evaluation, judged_together, score
 from jmt_fast.training.loop import FitResult, Progress, Trainer
 from jmt_fast.training.loss import ccc_loss
 from jmt_fast.training.step import Step
+
+
+class AudioRegressor(nn.Module):
+    """The GRU and a linear layer: CNN features of sequences (B, L, D) -> valence and arousal (B, L, 2)."""
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        self.gru = gru
+        self.head = nn.Linear(gru.hidden_size, 2)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.head(self.gru(audio)[0])
 
 
 def fit_audio_gru(
@@ -43,18 +56,20 @@ def fit_audio_gru(
 
     Sequences of `length` clips start from a zero state and are drawn as for the fusion, from all clips that are stored.
     In fp32, not compiled: the GRU is small, and bound by its recurrence. At the end `audio_backbone.gru` has the best
-    epoch's weights. With `out`: `best/gru.safetensors`, `last.pt`, `metrics.jsonl`. Errors as for `fit_fusion`.
+    epoch's weights. With `out`: `best/gru.safetensors`, `last.pt`, `metrics.jsonl`. Several processes and errors as for
+    `fit_fusion`.
     """
     if not validation:
         raise DataError("the validation split is empty: the GRU is selected on it")
     runtime = replace(runtime, precision="fp32", compile=False)
-    gru = audio_backbone.to(runtime.device).gru
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(config.seed)
-        head = nn.Linear(gru.hidden_size, 2).to(runtime.device)
+        regressor = AudioRegressor(audio_backbone.to(runtime.device).gru).to(runtime.device)
+    gru = regressor.gru
     sampler = SequenceSampler(
-        train, length=length, batch=config.batch, seed=config.seed, label=label, label_lag=label_lag
-    )
+        train, length=length, batch=config.batch, seed=config.seed, label=label, label_lag=label_lag,
+        part=(rank(), ranks()),
+    )  # fmt: skip
     identity = (
         {}
         if out is None
@@ -69,17 +84,14 @@ def fit_audio_gru(
     def save_best(folder: Path) -> None:
         save_file({name: value.contiguous() for name, value in gru.state_dict().items()}, folder / "gru.safetensors")
 
-    def loss(audio: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
-        return ccc_loss(head(audio_backbone.sequence(audio)), target, labelled)
-
-    def validate() -> np.ndarray:
+    def judge(videos: Sequence[LabelledVideo]) -> Evaluation:
         def predict(audio: Tensor, visual: Tensor, present: Tensor) -> Tensor:
-            return head(audio)
+            return regressor.head(audio)
 
         def clips(video: VideoFeatures) -> np.ndarray:
             return run_sequences(predict, audio_backbone, video, length)
 
-        return score(validation, clips, length, label_lag).pooled
+        return score(videos, clips, length, label_lag)
 
     def batches(epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
         for names, block in sampler.blocks(epoch):
@@ -88,11 +100,15 @@ def fit_audio_gru(
 
     frozen = [parameter.requires_grad for parameter in gru.parameters()]
     gru.requires_grad_(True)
-    module = nn.ModuleDict({"gru": gru, "head": head})
+    network = replicated(regressor)
+
+    def loss(audio: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+        return ccc_loss(*whole_batch(network(audio), target, labelled))
+
     trainer = Trainer(
-        module,
-        Step(loss, torch.optim.Adam(module.parameters(), lr=config.lr), runtime),
-        validate,
+        regressor,
+        Step(loss, torch.optim.Adam(regressor.parameters(), lr=config.lr), runtime),
+        lambda: judged_together(judge, validation),
         epochs=config.epochs,
         patience=config.patience,
         seed=config.seed,

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -21,6 +22,7 @@ from jmt_fast.config import CLIP_FRAMES
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_labels, clip_times
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, JMTError, MediaError
+from jmt_fast.training.distributed import host, of_all, own_here
 
 _CHUNK = 32  # decoded frames held at once: 200 MB at 1920 x 1080
 _BLACK = -1
@@ -142,61 +144,94 @@ class ClipCache(Clips):
     """The clips of a reader, each of their frames decoded and resized once into the file `path`.
 
     The file is mapped into memory: what is used often stays there, and what does not fit comes from the disk. Missing
-    frames are black, and a recording that cannot be decoded is passed over with a warning. Raises DataError when no
-    clip is left, JMTError when the disk is full.
+    frames are black, and a recording that cannot be decoded is passed over with a warning. The ranks of a host share
+    the work and the files: each has a `path` of its own. Raises DataError when no clip is left, JMTError when the disk
+    is full.
     """
 
     workers = 1
 
     def __init__(self, path: Path, reader: ClipReader, progress: Progress | None = None) -> None:
         super().__init__(reader.graph)
-        self._starts: list[int] = []  # of each frame, its first byte in the file
-        self._sizes: list[tuple[int, ...]] = []  # and its shape
-        self._rows = np.full(reader.rows.shape, _BLACK)  # of each clip, its frames' numbers in the file
-        kept = np.zeros(len(reader), bool)
         try:
-            with path.open("wb") as file:
-                for number, opened in enumerate(reader.opened):
-                    mine = reader.videos == number
-                    try:
-                        self._rows[mine], kept[mine] = self._add(file, opened, reader.rows[mine])
-                    except MediaError as error:
-                        warnings.warn(f"{error}; training goes on without it", stacklevel=2)
-                    if progress:
-                        progress(number + 1, len(reader.opened), f"frames of {opened.recording.name}")
+            written = of_all((host(), _write(path, reader, progress)))
         except OSError as error:
             raise JMTError(f"{path}: cannot keep resized frames ({error.strerror}); free some space there") from error
-        self.targets, self._rows = reader.targets[kept], self._rows[kept]
+        kept = np.ones(len(reader), bool)
+        for each in {at for at, _ in written}:  # what one host cannot decode, none draws from
+            kept &= np.any([part.kept for at, part in written if at == each], 0)
+        self.targets = reader.targets[kept]
         if not len(self):
             raise DataError(f"none of the {len(reader)} labelled clips can be decoded; check the videos")
-        self._data = np.memmap(path, np.uint8, "r") if self._starts else np.zeros(0, np.uint8)
+        self._parts = [part for at, part in written if at == host()]
+        self._part = np.argmax([part.kept[kept] for part in self._parts], 0)  # of each clip, which one has its frames
+        self._rows = np.max([part.rows[kept] for part in self._parts], 0)  # and their numbers there
+        self._data = [
+            np.memmap(part.path, np.uint8, "r") if len(part.starts) else np.zeros(0, np.uint8) for part in self._parts
+        ]
 
     def frames(self, clip: int) -> list[np.ndarray]:
         """As in `Clips`; not copied."""
-        return [self.black() if frame == _BLACK else self._frame(frame) for frame in self._rows[clip]]
+        part = self._part[clip]
+        return [self.black() if frame == _BLACK else self._frame(part, frame) for frame in self._rows[clip]]
 
-    def _frame(self, index: int) -> np.ndarray:
-        start, size = self._starts[index], self._sizes[index]
-        return np.asarray(self._data[start : start + int(np.prod(size))]).reshape(size)
+    def _frame(self, part: int, frame: int) -> np.ndarray:
+        start, shape = self._parts[part].starts[frame], self._parts[part].shapes[frame]
+        return np.asarray(self._data[part][start : start + int(np.prod(shape))]).reshape(shape)
 
-    def _add(self, file: BinaryIO, opened: OpenRecording, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Write the frames of these clips; rows of their positions, and whether the stream reaches to a clip's end."""
-        place = np.full(len(opened.timestamps), _BLACK)  # of each of the video's frames
-        last = -1
-        for chunk in _chunks(opened.frames(np.unique(rows))):
-            last = chunk[-1][0]
-            for indices, pictures in self.resized(chunk):
-                place[indices] = np.arange(len(self._starts), len(self._starts) + len(indices))
-                for picture in pictures:
-                    self._starts.append(self._starts[-1] + int(np.prod(self._sizes[-1])) if self._starts else 0)
-                    self._sizes.append(picture.shape)
-                file.write(np.ascontiguousarray(pictures).data)
-        return place[rows], rows.max(1) <= last  # the stream may end before its index says
+
+@dataclass(frozen=True)
+class _Part:
+    """A file of resized frames, those of some of a reader's clips.
+
+    Of each frame `starts` (n,), its first byte, and `shapes` (n, 3); of each of the reader's clips `rows` (C, 8), its
+    frames' numbers in this file, and `kept` (C,): they are here.
+    """
+
+    path: Path
+    starts: np.ndarray
+    shapes: np.ndarray
+    rows: np.ndarray
+    kept: np.ndarray
+
+
+def _write(path: Path, reader: ClipReader, progress: Progress | None) -> _Part:
+    """Write the frames of this rank's part of the recordings."""
+    shapes: list[tuple[int, ...]] = []
+    rows, kept = np.full(reader.rows.shape, _BLACK), np.zeros(len(reader), bool)
+    numbers = own_here(range(len(reader.opened)))
+    with path.open("wb") as file:
+        for done, number in enumerate(numbers):
+            opened, mine = reader.opened[number], reader.videos == number
+            try:
+                rows[mine], kept[mine] = _add(file, shapes, reader, opened, reader.rows[mine])
+            except MediaError as error:
+                warnings.warn(f"{error}; training goes on without it", stacklevel=2)
+            if progress:
+                progress(done + 1, len(numbers), f"frames of {opened.recording.name}")
+    sizes = np.array(shapes, np.int64).reshape(-1, 3)
+    ends = sizes.prod(1).cumsum()
+    return _Part(path, ends - sizes.prod(1), sizes, rows, kept)
+
+
+def _add(
+    file: BinaryIO, shapes: list[tuple[int, ...]], reader: ClipReader, opened: OpenRecording, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the frames of these clips; rows of their positions, and whether the stream reaches to a clip's end."""
+    place = np.full(len(opened.timestamps), _BLACK)  # of each of the video's frames
+    last = -1
+    for chunk in _chunks(opened.frames(np.unique(rows))):
+        last = chunk[-1][0]
+        for indices, pictures in reader.resized(chunk):
+            place[indices] = np.arange(len(shapes), len(shapes) + len(indices))
+            shapes += [picture.shape for picture in pictures]
+            file.write(np.ascontiguousarray(pictures).data)
+    return place[rows], rows.max(1) <= last  # the stream may end before its index says
 
 
 def open_clips(path: Path, reader: ClipReader, progress: Progress | None = None) -> Clips:
     """The clips of a reader in a cache at `path`; the reader itself where the free disk space is too small for one."""
-    if reader.size < _ROOM * shutil.disk_usage(path.parent).free:
+    if all(of_all(reader.size < _ROOM * shutil.disk_usage(path.parent).free)):
         return ClipCache(path, reader, progress)
     return reader
 
@@ -209,21 +244,24 @@ def _chunks(frames: Iterator[Frame]) -> Iterator[list[Frame]]:
 class ClipLoader:
     """Batches of augmented clips, drawn at random over all videos, each clip once an epoch at most.
 
-    What a step holds depends on (seed, epoch, step) alone: threads make the next batches ahead, as many as `clips` can
-    use, or `workers`. With several `ranks` each gets its own part of a step: `batch` clips. The parts of all ranks are
-    the step that one rank would get with their batches together. Only what does not fill a last step is left out.
+    What a step of `batch` clips holds depends on (seed, epoch, step) alone: threads make the next ones ahead, as many
+    as `clips` can use, or `workers`. With `part` (n, of N) it gives the n-th of N equal parts of each step. Only what
+    does not fill a last step is left out. Raises DataError where a step cannot be shared out evenly.
     """
 
     def __init__(
-        self, clips: Clips, batch: int, seed: int, rank: int = 0, ranks: int = 1, workers: int | None = None
+        self, clips: Clips, batch: int, seed: int, part: tuple[int, int] = (0, 1), workers: int | None = None
     ) -> None:
-        if len(clips) < ranks:
-            raise DataError(f"{len(clips)} labelled clips are too few for {ranks} processes; use fewer")
+        number, parts = part
+        if len(clips) < parts:
+            raise DataError(f"{len(clips)} labelled clips are too few for {parts} processes; use fewer")
+        if batch % parts:
+            raise DataError(f"batches of {batch} clips cannot be shared evenly by {parts} processes; set another batch")
         self._clips = clips
-        self._batch = min(batch, len(clips) // ranks)
+        size = min(batch, len(clips)) // parts
         self._seed = seed
-        self._part = slice(rank * self._batch, (rank + 1) * self._batch)
-        self._step = ranks * self._batch
+        self._part = slice(number * size, (number + 1) * size)
+        self._step = parts * size
         self._workers = workers or clips.workers
 
     def __len__(self) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +62,30 @@ def rank() -> int:
 def ranks() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def host() -> int:
+    """Number of this process's host, from 0."""
+    return int(os.environ["GROUP_RANK"]) if dist.is_initialized() else 0
+
+
+def own_here(items: Sequence[T]) -> list[T]:
+    """This rank's part of the items, where the ranks of its host share them."""
+    if ranks() == 1:
+        return list(items)
+    return list(items[int(os.environ["LOCAL_RANK"]) :: int(os.environ["LOCAL_WORLD_SIZE"])])
+
+
+@contextmanager
+def shared_folder(prefix: str, parent: str | Path | None) -> Iterator[Path]:
+    """A temporary folder in `parent`, by default the system's own, that the ranks of a host share.
+
+    It goes with the first of them; files that the others have open or mapped stay readable.
+    """
+    first = ranks() == 1 or os.environ["LOCAL_RANK"] == "0"
+    with TemporaryDirectory(prefix=prefix, dir=parent) if first else nullcontext() as made:
+        [folder] = [path for at, path in of_all((host(), made)) if at == host() and path]
+        yield Path(folder)
 
 
 def restarted() -> bool:

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from jmt_fast.data import clip_labels, labelled, sequences, to_frames
-from jmt_fast.errors import DataError
+from jmt_fast.errors import DataError, JMTError
 from jmt_fast.features import VideoFeatures, run_sequences
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import LabelledVideo
+from jmt_fast.training.distributed import of_all, own
 from jmt_fast.training.loss import StreamingCCC
 from jmt_fast.training.step import precision
 
@@ -102,6 +103,26 @@ def evaluate(
     finally:
         model.train(modes[0])
         audio_backbone.train(modes[1])
+
+
+def judged_together(
+    judge: Callable[[Sequence[LabelledVideo]], Evaluation], videos: Sequence[LabelledVideo]
+) -> np.ndarray:
+    """Pooled CCC, float64 (2,), of a split that the ranks share out for judging.
+
+    Raises JMTError, on all ranks, when predictions are not finite, DataError when no frame is labelled.
+    """
+    videos = own([video for video in videos if labelled(video.labels).any()] or videos)
+    found, total = judge(videos) if videos else None, StreamingCCC()
+    bad = [name for name, ccc in found.per_video.items() if not np.isfinite(ccc).all()] if found else []
+    for names, moments in of_all((bad, found.moments if found else StreamingCCC())):
+        if names:
+            raise JMTError(
+                f"{names[0]}: predictions for the validation split are not finite; lower the lr, or extract these "
+                "features again"
+            )
+        total.merge(moments)
+    return total.value()
 
 
 def score(videos: Sequence[LabelledVideo], predict: Predict, length: int, label_lag: float = 0.0) -> Evaluation:

@@ -7,21 +7,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jmt_fast.config import FusionTraining
-from jmt_fast.data import labelled as has_label
-from jmt_fast.errors import DataError, JMTError
+from jmt_fast.errors import DataError
 from jmt_fast.models import JMT, AudioBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import Batch, LabelledVideo, ResidentClips, SequenceSampler, content
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
-from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, whole_batch
-from jmt_fast.training.evaluation import evaluate
+from jmt_fast.training.distributed import rank, ranks, replicated, whole_batch
+from jmt_fast.training.evaluation import Evaluation, evaluate, judged_together
 from jmt_fast.training.loop import FitResult, Progress, Trainer, Watch
-from jmt_fast.training.loss import StreamingCCC, ccc_loss
+from jmt_fast.training.loss import ccc_loss
 from jmt_fast.training.step import fast_step, sgd
 
 
@@ -72,20 +70,9 @@ def fit_fusion(
     clips = None
     if device.type == "cuda" and 2 * ResidentClips.nbytes(sampler) < torch.cuda.mem_get_info(device)[0]:
         clips = ResidentClips(sampler, audio_backbone.sequence, device)
-    judged = [video for video in validation if has_label(video.labels).any()] or validation
 
-    def validate() -> np.ndarray:
-        videos, total = own(judged), StreamingCCC()
-        found = evaluate(model, audio_backbone, videos, runtime=runtime, label_lag=config.label_lag) if videos else None
-        bad = [name for name, ccc in found.per_video.items() if not np.isfinite(ccc).all()] if found else []
-        for names, moments in of_all((bad, found.moments if found else StreamingCCC())):
-            if names:
-                raise JMTError(
-                    f"{names[0]}: predictions for the validation split are not finite; lower the lr, or extract these "
-                    "features again"
-                )
-            total.merge(moments)
-        return total.value()
+    def judge(videos: Sequence[LabelledVideo]) -> Evaluation:
+        return evaluate(model, audio_backbone, videos, runtime=runtime, label_lag=config.label_lag)
 
     optimizer = sgd(model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov)
     identity = (
@@ -110,7 +97,7 @@ def fit_fusion(
             clip_norm=config.clip_norm,
             steps=config.epochs * sampler.batches(1),
         ),
-        validate,
+        lambda: judged_together(judge, validation),
         epochs=config.epochs,
         patience=config.patience,
         seed=config.seed,

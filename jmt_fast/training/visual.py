@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,8 +19,10 @@ from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.clips import ClipLoader, ClipReader, Clips, open_clips
+from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, shared_folder, whole_batch
 from jmt_fast.training.loop import FitResult, Progress, Trainer
 from jmt_fast.training.loss import StreamingCCC, ccc_loss
+from jmt_fast.training.normalisation import normalised_together
 from jmt_fast.training.step import Step, precision, sgd
 
 _WARM_UP = 0.25  # share of the updates in which `one_cycle` rises to the full rate
@@ -64,8 +65,9 @@ def fit_visual(
     The frames that the labelled clips need are decoded once into a temporary file (in `out` where given), or, where the
     disk has no room for them, anew each time. Clips are shuffled over all videos; random crop and flip are the same for
     all frames of a clip; an incomplete last batch is left out. Validation takes the centre crop and compares clips, not
-    frames: mean CCC over all labelled clips selects the epoch. On a CPU always in FP32, not compiled. With `out`:
-    `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
+    frames: mean CCC over all labelled clips selects the epoch. On a CPU always in FP32, not compiled. Of several
+    processes each decodes, trains on and validates its part, and the step is, but for dropout, that of one process with
+    the whole batch. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
 
     Raises:
         DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
@@ -80,17 +82,17 @@ def fit_visual(
     network.to(runtime.device).to(memory_format=torch.channels_last_3d)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="frames-", dir=out) as temporary:
+    with shared_folder("frames-", out) as temporary, normalised_together(network):
         graph = ClipGraph(frames, device=runtime.device)
         clips, held_out = (
             open_clips(
-                Path(temporary) / name,
+                temporary / f"{name}{rank()}",
                 ClipReader(recordings, graph, config.stride, config.label, config.label_lag, progress),
                 progress,
             )
             for name, recordings in (("train", train), ("validation", validation))
         )  # fmt: skip
-        loader = ClipLoader(clips, config.batch, config.seed)
+        loader = ClipLoader(clips, config.batch, config.seed, (rank(), ranks()))
         trainer = Trainer(
             network,
             _step(network, config, len(loader), runtime),
@@ -105,8 +107,12 @@ def fit_visual(
 
 
 def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtime: Runtime) -> Step:
+    regressor = replicated(network)
+
     def loss(pictures: Tensor, target: Tensor) -> Tensor:
-        return ccc_loss(network(pictures).float(), target)
+        every = torch.ones_like(target[..., 0], dtype=torch.bool)  # a clip here has a label
+        prediction, target, _ = whole_batch(regressor(pictures).float(), target, every)
+        return ccc_loss(prediction, target)
 
     total = batches * config.epochs
 
@@ -127,12 +133,14 @@ def _step(network: VisualRegressor, config: VisualTraining, batches: int, runtim
 
 @torch.no_grad()
 def _validate(network: VisualRegressor, clips: Clips, batch: int, runtime: Runtime) -> np.ndarray:
-    result = StreamingCCC()
-    for start in range(0, len(clips), batch):
+    part, result = StreamingCCC(), StreamingCCC()
+    for start in own(range(0, len(clips), batch)):
         chosen = np.arange(start, min(start + batch, len(clips)))
         with precision(runtime):
             prediction = network(clips.inputs(chosen).to(runtime.device))
-        result.update(prediction.float().cpu().numpy(), clips.targets[chosen])
+        part.update(prediction.float().cpu().numpy(), clips.targets[chosen])
+    for each in of_all(part):
+        result.merge(each)
     return result.value()
 
 

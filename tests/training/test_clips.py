@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def reader(recordings: list[Recording], graph: ClipGraph) -> ClipReader:
     return ClipReader(recordings, graph, stride=8)
 
 
-def epoch(reader: ClipReader, number: int = 1, **options: int) -> Batches:
+def epoch(reader: ClipReader, number: int = 1, **options: Any) -> Batches:
     return [batch for _, batch in ClipLoader(reader, **{"batch": 4, "seed": 3, **options}).epoch(number)]
 
 
@@ -78,8 +79,8 @@ def test_a_draw_depends_on_seed_epoch_and_step_alone(reader: ClipReader) -> None
 
 
 def test_ranks_share_a_step_and_miss_nothing(reader: ClipReader) -> None:
-    """Three ranks of 4 get what one rank gets with 12; in an epoch each clip comes once, but for less than a step."""
-    parts = [epoch(reader, rank=rank, ranks=3) for rank in range(3)]
+    """The parts of a step are what one rank gets; in an epoch each clip comes once, but for less than a step."""
+    parts = [epoch(reader, batch=12, part=(rank, 3)) for rank in range(3)]
     whole = epoch(reader, batch=12)
     joined = [tuple(torch.cat(tensors) for tensors in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
     assert same(joined, whole)  # type: ignore[arg-type]
@@ -90,9 +91,11 @@ def test_ranks_share_a_step_and_miss_nothing(reader: ClipReader) -> None:
     assert drawn <= known and len(drawn) == len(targets) == len(reader) // 12 * 12
 
 
-def test_more_ranks_than_clips(reader: ClipReader) -> None:
+def test_ranks_that_cannot_share_a_step(reader: ClipReader) -> None:
     with pytest.raises(DataError, match="too few for 999 processes"):
-        ClipLoader(reader, batch=1, seed=0, ranks=999)
+        ClipLoader(reader, batch=999, seed=0, part=(0, 999))
+    with pytest.raises(DataError, match="batches of 8 clips cannot be shared evenly by 3 processes"):
+        ClipLoader(reader, batch=8, seed=0, part=(0, 3))
 
 
 def test_batches_are_made_ahead(reader: ClipReader, monkeypatch: pytest.MonkeyPatch) -> None:

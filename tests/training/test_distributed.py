@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from jmt_fast.cli import app
-from jmt_fast.cli import train as _registered  # noqa: F401
 from jmt_fast.errors import DataError
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import LabelledVideo
@@ -118,10 +115,3 @@ def test_parts_are_disjoint_and_together_the_epoch(train: list[LabelledVideo], b
 def test_a_batch_smaller_than_the_number_of_processes_is_an_error(train: list[LabelledVideo]) -> None:
     with pytest.raises(DataError, match="batches of 2 sequences cannot be shared by 3 processes"):
         SequenceSampler(train, length=8, batch=2, seed=0, part=(0, 3))
-
-
-def test_backbones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")  # by which PyTorch knows what torchrun started
-    result = CliRunner().invoke(app, ["train", "audio", "--data", str(tmp_path), "--out", str(tmp_path)])
-    assert result.exit_code == 2
-    assert "audio trains in one process" in " ".join(result.output.split())
