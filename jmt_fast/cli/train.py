@@ -24,7 +24,6 @@ from jmt_fast.cli.options import (
     given,
     runtime,
 )
-from jmt_fast.cli.predict import Crop
 from jmt_fast.cli.settings import CropOption, configuration, configured_backbones, configured_fusion
 
 if TYPE_CHECKING:
@@ -127,9 +126,6 @@ def train(
     recordings = load(data)
     config, networks = configured_backbones(backbones, preset, recordings, crop)
     store = store or out / "features"
-    if stage is Stage.visual and crop not in (None, Crop.middle) and not all(each.crops for each in recordings):
-        reason = "`train visual` sees the centre square of raw videos, or face crops that were prepared"
-        raise typer.BadParameter(reason, param_hint="--crop")
     with distributed.processes(machine) as own:
         again = resume or distributed.restarted()
         if stage is Stage.visual:
@@ -167,6 +163,7 @@ def _train_visual(
             splits["validation"],
             training,
             machine,
+            region=config.region,
             out=out,
             resume=resume,
             progress=progress,

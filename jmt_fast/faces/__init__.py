@@ -2,7 +2,7 @@
 
 from jmt_fast.faces.crops import Cropper, find_people, looked_at
 from jmt_fast.faces.detector import DETECTORS, Detector, Faces, detector
-from jmt_fast.faces.track import Person, choose, people
+from jmt_fast.faces.track import Person, choose, meant, people
 from jmt_fast.faces.weights import IDENTITY
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "detector",
     "find_people",
     "looked_at",
+    "meant",
     "people",
 ]

@@ -63,9 +63,12 @@ class Cropper:
         )
 
     def __call__(self, frames: Sequence[tuple[int, np.ndarray | None]]) -> torch.Tensor:
-        """float32 (n, 3, crop, crop), normalised, of n frames: index and picture (H, W, 3) uint8, None if lost."""
-        cut = torch.stack([self._cut(index, picture, self._config.crop) for index, picture in frames])
-        return (cut / 255 - self._mean) / self._std
+        """`cut`, normalised."""
+        return (self.cut(frames) / 255 - self._mean) / self._std
+
+    def cut(self, frames: Sequence[tuple[int, np.ndarray | None]]) -> torch.Tensor:
+        """float32 (n, 3, crop, crop), grey levels, of n frames: index and picture (H, W, 3) uint8, None if lost."""
+        return torch.stack([self._cut(index, picture, self._config.crop) for index, picture in frames])
 
     def _cut(self, index: int, picture: np.ndarray | None, size: int) -> torch.Tensor:
         if picture is None or (self._person is not None and not self._person.valid[index]):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jmt_fast.data import OpenRecording
+from jmt_fast.errors import MediaError
 from jmt_fast.faces.detector import Faces
 
 OVERLAP = 0.2  # intersection over union of a face and where it was expected, at least
@@ -96,6 +98,23 @@ def choose(found: Sequence[Person], name: str) -> Person | None:
         return pair[name == "right"]
     number = "0" if name in ("left", "right", "main") else name
     return next((person for person in found if person.id == number), None)
+
+
+def meant(found: Sequence[Person], recording: OpenRecording) -> Person:
+    """The person of a video whom a recording is of; `Person.nobody` where there is no face.
+
+    Raises MediaError where there are faces, but not of the person that the recording names.
+    """
+    name = recording.recording.person
+    if not found:
+        return Person.nobody(len(recording.timestamps))
+    if (person := choose(found, name)) is None:
+        known = ", ".join(each.id for each in found)
+        raise MediaError(
+            f"{recording.recording.video}: no person {name!r}, its people are {known}; correct the manifest's "
+            "`person`: a number, left, right or main"
+        )
+    return person
 
 
 def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:

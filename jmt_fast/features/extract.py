@@ -14,7 +14,7 @@ from jmt_fast.data.graph import ClipGraph
 from jmt_fast.data.recording import OpenRecording
 from jmt_fast.data.windows import clip_frames, clip_times
 from jmt_fast.errors import MediaError
-from jmt_fast.faces import Cropper, Detector, Person, choose, detector, find_people, looked_at
+from jmt_fast.faces import Cropper, Detector, Person, detector, find_people, looked_at, meant
 from jmt_fast.features.frames import FrameSource, ahead, choose_decoder
 from jmt_fast.features.store import VideoFeatures
 from jmt_fast.features.turns import Turns
@@ -79,20 +79,8 @@ class Extractor:
     def stream(self, recording: OpenRecording, stride: int, person: Person | None = None) -> ClipStream:
         """The clips of a recording. Where faces are looked for, of `person`, by default the recording's own."""
         if person is None and self.looks_for_faces(recording):
-            person = self._own(recording)
+            person = meant(self.people(recording), recording)
         return ClipStream(self, recording, stride, person)
-
-    def _own(self, recording: OpenRecording) -> Person:
-        people, name = self.people(recording), recording.recording.person
-        if not people:
-            return Person.nobody(len(recording.timestamps))
-        if (person := choose(people, name)) is None:
-            known = ", ".join(each.id for each in people)
-            raise MediaError(
-                f"{recording.recording.video}: no person {name!r}, its people are {known}; correct the manifest's "
-                "`person`: a number, left, right or main"
-            )
-        return person
 
     def extract(self, recording: OpenRecording, stride: int, progress: Progress | None = None) -> VideoFeatures:
         """All clips of one recording, features (N, D) in the runtime's precision on the CPU.

@@ -1,45 +1,49 @@
-"""Labelled clips of video for training a visual backbone: where they are, their pictures, and batches of them."""
+"""Clips of video for training: where they are, what they show, what is said of them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jmt_fast.config import CLIP_FRAMES
+from jmt_fast.config import CLIP_FRAMES, Region
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_labels, clip_times
 from jmt_fast.data.graph import ClipGraph
-from jmt_fast.errors import DataError, JMTError, MediaError
-from jmt_fast.training.distributed import host, of_all, own_here
+from jmt_fast.errors import DataError, MediaError
+from jmt_fast.faces import Cropper, Person, detector, find_people, looked_at, meant
+from jmt_fast.features.frames import ahead
+from jmt_fast.runtime import Runtime
+from jmt_fast.training.distributed import of_all, own
 
-_CHUNK = 32  # decoded frames held at once: 200 MB at 1920 x 1080
-_BLACK = -1
-_ROOM = 0.8  # of the free disk space, at most, for resized frames
-
-Frame = tuple[int, np.ndarray | None]
+CHUNK = 32  # decoded frames held at once: 200 MB at 1920 x 1080
+Pictures = Iterator[tuple[list[int], np.ndarray | None]]  # indices of n frames, and the frames, uint8 (n, h, w, 3)
 Progress = Callable[[int, int, str], None]
 
 
 class Clips(ABC):
-    """Clips of 8 resized frames (h, w, 3) uint8, with `targets` float32 (C, 2)."""
+    """Clips of 8 resized frames (h, w, 3) uint8, by video and time.
+
+    `targets` float32 (C, 2), -5 where there is no label; `times` float64 (C,), seconds; `videos` int64 (C,): of each
+    clip, which of the recordings `opened`, whose labels of frames are `labels`, each float32 (F, 2). `workers`: threads
+    that are worth their while in making batches.
+    """
 
     targets: np.ndarray
-    workers: int  # threads that are worth their while in making batches
+    times: np.ndarray
+    videos: np.ndarray
+    workers: int
 
     def __init__(self, graph: ClipGraph) -> None:
         self.graph = graph
+        self.opened: list[OpenRecording] = []
+        self.labels: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -74,20 +78,15 @@ class Clips(ABC):
     def black(self) -> np.ndarray:
         return np.zeros((self.graph.frame_config.resize, self.graph.frame_config.resize, 3), np.uint8)
 
-    def resized(self, frames: Iterable[Frame]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Runs of frames of one size: their indices and pictures (n, h, w, 3). Frames that are None are left out."""
-        for shape, run in groupby(frames, lambda frame: None if frame[1] is None else frame[1].shape):
-            if shape is not None:
-                indices, pictures = zip(*run, strict=True)
-                yield list(indices), self.graph.resized([pictures])[0].cpu().numpy()
-
 
 class ClipReader(Clips):
-    """All labelled clips of some recordings, at `stride`, decoded when they are asked for.
+    """The clips of some recordings, at `stride`, decoded when they are asked for.
 
-    Each clip is a seek to the keyframe before it. Safe to use from several threads. A recording that cannot be probed
-    is passed over with a warning; frames that cannot be decoded are black. Raises DataError when no labelled clip is
-    left; `frames` raises MediaError for a file that has become unreadable.
+    Each clip is a seek to the keyframe before it. Safe to use from several threads. Clips without a label are left out
+    unless `every`. Of raw videos with region `face` the faces are looked for here, once, by the ranks together, on
+    `runtime`. A recording that cannot be probed, or whose person is not there, is passed over with a warning; frames
+    that cannot be decoded are black. Raises DataError when no clip is left, JMTError when the face detector cannot be
+    had; `frames` raises MediaError for a file that has become unreadable.
     """
 
     def __init__(
@@ -98,35 +97,67 @@ class ClipReader(Clips):
         label: Literal["end", "mean"] = "end",
         label_lag: float = 0.0,
         progress: Progress | None = None,
+        *,
+        every: bool = False,
+        region: Region = "center",
+        runtime: Runtime | None = None,
     ) -> None:
         super().__init__(graph)
         self.workers = len(os.sched_getaffinity(0))
-        self.opened: list[OpenRecording] = []
-        targets, rows, videos = [np.zeros((0, 2), np.float32)], [np.zeros((0, CLIP_FRAMES), np.int64)], []
+        self._open(recordings, progress)
+        self._croppers: list[Cropper | None] = [None] * len(self.opened)
+        if region != "center":
+            self._crop(region, runtime, progress)
+        targets, times = [np.zeros((0, 2), np.float32)], [np.zeros(0)]
+        rows, videos = [np.zeros((0, CLIP_FRAMES), np.int64)], [np.zeros(0, np.int64)]
+        for number, opened in enumerate(self.opened):
+            ends = clip_times(opened.timestamps, stride)
+            target, known = clip_labels(self.labels[number], opened.timestamps, ends, mode=label, lag=label_lag)
+            known |= every
+            targets.append(target[known])
+            times.append(ends[known])
+            rows.append(clip_frames(opened.timestamps, ends[known]))
+            videos.append(np.full(known.sum(), number))
+        self.targets, self.times, self.rows = np.concatenate(targets), np.concatenate(times), np.concatenate(rows)
+        self.videos = np.concatenate(videos)
+        if not len(self):
+            raise DataError(f"no labelled clip in {len(recordings)} recordings; check splits and annotations")
+
+    def _open(self, recordings: Sequence[Recording], progress: Progress | None) -> None:
         for number, recording in enumerate(recordings):
             try:
                 opened = OpenRecording(recording)
-                times = clip_times(opened.timestamps, stride)
-                target, known = clip_labels(opened.labels(), opened.timestamps, times, mode=label, lag=label_lag)
-                targets.append(target[known])
-                rows.append(clip_frames(opened.timestamps, times[known]))
-                videos.append(np.full(known.sum(), len(self.opened)))
+                self.labels.append(opened.labels())
                 self.opened.append(opened)
             except MediaError as error:
-                warnings.warn(f"{error}; training goes on without it", stacklevel=2)
+                _pass_over(error)
             if progress:
                 progress(number + 1, len(recordings), f"clips of {recording.name}")
-        self.targets, self.rows = np.concatenate(targets), np.concatenate(rows)
-        self.videos = np.concatenate(videos) if videos else np.zeros(0, np.int64)  # of each clip, which recording
-        if not len(self):
-            raise DataError(f"no labelled clip in {len(recordings)} recordings; check splits and annotations")
 
     def frames(self, clip: int) -> list[np.ndarray]:
         row = self.rows[clip]
         pictures: dict[int, np.ndarray] = {}
-        for indices, resized in self.resized(self.opened[self.videos[clip]].frames(np.unique(row))):
-            pictures.update(zip(indices, resized, strict=True))
+        for indices, resized in self.pictures(int(self.videos[clip]), np.unique(row)):
+            if resized is not None:
+                pictures.update(zip(indices, resized, strict=True))
         return [pictures[index] if index in pictures else self.black() for index in row.tolist()]
+
+    def pictures(self, number: int, indices: np.ndarray) -> Pictures:
+        """Frames of the recording `opened[number]`, resized or cropped to the shorter side that the graph resizes to.
+
+        `indices` sorted. None stands for frames without a picture; what the stream does not have is left out.
+        """
+        cropper, frames = self._croppers[number], self.opened[number].frames(indices)
+        while chunk := list(islice(frames, CHUNK)):
+            for shape, run in groupby(chunk, lambda frame: None if frame[1] is None else frame[1].shape):
+                places, shown = zip(*run, strict=True)
+                if shape is None:
+                    yield list(places), None
+                elif cropper is None:
+                    yield list(places), self.graph.resized([shown])[0].cpu().numpy()
+                else:
+                    cut = cropper.cut(list(zip(places, shown, strict=True)))
+                    yield list(places), cut.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     @property
     def size(self) -> int:
@@ -134,168 +165,42 @@ class ClipReader(Clips):
         side = self.graph.frame_config.resize
         total = 0
         for number, opened in enumerate(self.opened):
-            sides = (1, 1) if opened.recording.crops else (opened.info.height, opened.info.width)
+            square = opened.recording.crops is not None or self._croppers[number] is not None
+            sides = (1, 1) if square else (opened.info.height, opened.info.width)
             count = len(np.unique(self.rows[self.videos == number]))
             total += count * 3 * side * side * max(sides) // min(sides)
         return total
 
-
-class ClipCache(Clips):
-    """The clips of a reader, each of their frames decoded and resized once into the file `path`.
-
-    The file is mapped into memory: what is used often stays there, and what does not fit comes from the disk. Missing
-    frames are black, and a recording that cannot be decoded is passed over with a warning. The ranks of a host share
-    the work and the files: each has a `path` of its own. Raises DataError when no clip is left, JMTError when the disk
-    is full.
-    """
-
-    workers = 1
-
-    def __init__(self, path: Path, reader: ClipReader, progress: Progress | None = None) -> None:
-        super().__init__(reader.graph)
-        try:
-            written = of_all((host(), _write(path, reader, progress)))
-        except OSError as error:
-            raise JMTError(f"{path}: cannot keep resized frames ({error.strerror}); free some space there") from error
-        kept = np.ones(len(reader), bool)
-        for each in {at for at, _ in written}:  # what one host cannot decode, none draws from
-            kept &= np.any([part.kept for at, part in written if at == each], 0)
-        self.targets = reader.targets[kept]
-        if not len(self):
-            raise DataError(f"none of the {len(reader)} labelled clips can be decoded; check the videos")
-        self._parts = [part for at, part in written if at == host()]
-        self._part = np.argmax([part.kept[kept] for part in self._parts], 0)  # of each clip, which one has its frames
-        self._rows = np.max([part.rows[kept] for part in self._parts], 0)  # and their numbers there
-        self._data = [
-            np.memmap(part.path, np.uint8, "r") if len(part.starts) else np.zeros(0, np.uint8) for part in self._parts
-        ]
-
-    def frames(self, clip: int) -> list[np.ndarray]:
-        """As in `Clips`; not copied."""
-        part = self._part[clip]
-        return [self.black() if frame == _BLACK else self._frame(part, frame) for frame in self._rows[clip]]
-
-    def _frame(self, part: int, frame: int) -> np.ndarray:
-        start, shape = self._parts[part].starts[frame], self._parts[part].shapes[frame]
-        return np.asarray(self._data[part][start : start + int(np.prod(shape))]).reshape(shape)
+    def _crop(self, region: Region, runtime: Runtime | None, progress: Progress | None) -> None:
+        """Cut faces, or whole pictures in squares, out of raw videos from now on."""
+        raw = [number for number, opened in enumerate(self.opened) if opened.recording.crops is None]
+        people: dict[int, Person | MediaError] = {}
+        if region == "face" and raw:
+            assert runtime is not None
+            find, mine = detector(runtime), own(raw)
+            for done, number in enumerate(mine):
+                opened = self.opened[number]
+                try:
+                    frames = ahead(opened.frames(looked_at(opened.timestamps)))
+                    people[number] = meant(find_people(frames, opened.timestamps, find), opened)
+                except MediaError as error:
+                    people[number] = error
+                if progress:
+                    progress(done + 1, len(mine), f"faces of {opened.recording.name}")
+            people = {number: found for part in of_all(people) for number, found in part.items()}
+        config = self.graph.frame_config
+        whole = config.model_copy(update={"crop": config.resize})
+        before, self._croppers = list(zip(self.opened, self.labels, strict=True)), []
+        self.opened, self.labels = [], []
+        for number, (opened, labels) in enumerate(before):
+            person = people.get(number)
+            if isinstance(person, MediaError):
+                _pass_over(person)
+                continue
+            self.opened.append(opened)
+            self.labels.append(labels)
+            self._croppers.append(Cropper(whole, self.graph.device, person) if number in raw else None)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A file of resized frames, those of some of a reader's clips.
-
-    Of each frame `starts` (n,), its first byte, and `shapes` (n, 3); of each of the reader's clips `rows` (C, 8), its
-    frames' numbers in this file, and `kept` (C,): they are here.
-    """
-
-    path: Path
-    starts: np.ndarray
-    shapes: np.ndarray
-    rows: np.ndarray
-    kept: np.ndarray
-
-
-def _write(path: Path, reader: ClipReader, progress: Progress | None) -> _Part:
-    """Write the frames of this rank's part of the recordings."""
-    shapes: list[tuple[int, ...]] = []
-    rows, kept = np.full(reader.rows.shape, _BLACK), np.zeros(len(reader), bool)
-    numbers = own_here(range(len(reader.opened)))
-    with path.open("wb") as file:
-        for done, number in enumerate(numbers):
-            opened, mine = reader.opened[number], reader.videos == number
-            try:
-                rows[mine], kept[mine] = _add(file, shapes, reader, opened, reader.rows[mine])
-            except MediaError as error:
-                warnings.warn(f"{error}; training goes on without it", stacklevel=2)
-            if progress:
-                progress(done + 1, len(numbers), f"frames of {opened.recording.name}")
-    sizes = np.array(shapes, np.int64).reshape(-1, 3)
-    ends = sizes.prod(1).cumsum()
-    return _Part(path, ends - sizes.prod(1), sizes, rows, kept)
-
-
-def _add(
-    file: BinaryIO, shapes: list[tuple[int, ...]], reader: ClipReader, opened: OpenRecording, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Write the frames of these clips; rows of their positions, and whether the stream reaches to a clip's end."""
-    place = np.full(len(opened.timestamps), _BLACK)  # of each of the video's frames
-    last = -1
-    for chunk in _chunks(opened.frames(np.unique(rows))):
-        last = chunk[-1][0]
-        for indices, pictures in reader.resized(chunk):
-            place[indices] = np.arange(len(shapes), len(shapes) + len(indices))
-            shapes += [picture.shape for picture in pictures]
-            file.write(np.ascontiguousarray(pictures).data)
-    return place[rows], rows.max(1) <= last  # the stream may end before its index says
-
-
-def open_clips(path: Path, reader: ClipReader, progress: Progress | None = None) -> Clips:
-    """The clips of a reader in a cache at `path`; the reader itself where the free disk space is too small for one."""
-    if all(of_all(reader.size < _ROOM * shutil.disk_usage(path.parent).free)):
-        return ClipCache(path, reader, progress)
-    return reader
-
-
-def _chunks(frames: Iterator[Frame]) -> Iterator[list[Frame]]:
-    while chunk := list(islice(frames, _CHUNK)):
-        yield chunk
-
-
-class ClipLoader:
-    """Batches of augmented clips, drawn at random over all videos, each clip once an epoch at most.
-
-    What a step of `batch` clips holds depends on (seed, epoch, step) alone: threads make the next ones ahead, as many
-    as `clips` can use, or `workers`. With `part` (n, of N) it gives the n-th of N equal parts of each step. Only what
-    does not fill a last step is left out. Raises DataError where a step cannot be shared out evenly.
-    """
-
-    def __init__(
-        self, clips: Clips, batch: int, seed: int, part: tuple[int, int] = (0, 1), workers: int | None = None
-    ) -> None:
-        number, parts = part
-        if len(clips) < parts:
-            raise DataError(f"{len(clips)} labelled clips are too few for {parts} processes; use fewer")
-        if batch % parts:
-            raise DataError(f"batches of {batch} clips cannot be shared evenly by {parts} processes; set another batch")
-        self._clips = clips
-        size = min(batch, len(clips)) // parts
-        self._seed = seed
-        self._part = slice(number * size, (number + 1) * size)
-        self._step = parts * size
-        self._workers = workers or clips.workers
-
-    def __len__(self) -> int:
-        return len(self._clips) // self._step
-
-    def epoch(self, epoch: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        """All steps: a name, and pictures uint8 (batch, 8, crop, crop, 3) with targets float32 (batch, 2)."""
-        draw = np.random.default_rng((self._seed, epoch))
-        order, state = draw.permutation(len(self._clips)), draw.bit_generator.state
-
-        def make(step: int) -> tuple[str, tuple[Tensor, Tensor]]:
-            chosen = order[step * self._step : (step + 1) * self._step][self._part]
-            x, y, flip = _numbers(state, 3 * step * self._step, self._step)[:, self._part]
-            pictures = self._clips.inputs(chosen, x, y, flip < 0.5)
-            return f"clips {chosen[0]}, ...", (pictures, torch.from_numpy(self._clips.targets[chosen]))
-
-        return self._ahead(make)
-
-    def _ahead(self, make: Callable[[int], tuple[str, tuple[Tensor, Tensor]]]) -> Iterator:
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="clips")
-        try:
-            steps = iter(range(len(self)))
-            made = deque(pool.submit(make, step) for step in islice(steps, self._workers))
-            while made:
-                ready = made.popleft().result()
-                made.extend(pool.submit(make, step) for step in islice(steps, 1))
-                yield ready
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _numbers(state: Any, skipped: int, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), (3, count), `skipped` of them further on than a generator in this state."""
-    generator = np.random.PCG64()
-    generator.state = state
-    generator.advance(skipped)
-    return np.random.Generator(generator).random((3, count))
+def _pass_over(error: MediaError) -> None:
+    warnings.warn(f"{error}; training goes on without it", stacklevel=4)

@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jmt_fast.config import FrameConfig, VisualTraining
+from jmt_fast.config import FrameConfig, Region, VisualTraining
 from jmt_fast.data import Recording
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
-from jmt_fast.training.clips import ClipLoader, ClipReader, Clips, open_clips
+from jmt_fast.training.clip_cache import open_clips
+from jmt_fast.training.clip_loader import ClipLoader
+from jmt_fast.training.clips import ClipReader, Clips
 from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, shared_folder, whole_batch
 from jmt_fast.training.loop import FitResult, Progress, Trainer
 from jmt_fast.training.loss import StreamingCCC, ccc_loss
@@ -56,12 +58,15 @@ def fit_visual(
     validation: Sequence[Recording],
     config: VisualTraining,
     runtime: Runtime,
+    *,
+    region: Region = "center",
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
     """SGD (or Adam) on the CCC loss of batches of clips; the linear head is dropped, `backbone` gets the best weights.
 
+    `region`: what is seen of a raw video's frame; a face is cut out upright before it is resized.
     The frames that the labelled clips need are decoded once into a temporary file (in `out` where given), or, where the
     disk has no room for them, anew each time. Clips are shuffled over all videos; random crop and flip are the same for
     all frames of a clip; an incomplete last batch is left out. Validation takes the centre crop and compares clips, not
@@ -84,14 +89,13 @@ def fit_visual(
         Path(out).mkdir(parents=True, exist_ok=True)
     with shared_folder("frames-", out) as temporary, normalised_together(network):
         graph = ClipGraph(frames, device=runtime.device)
-        clips, held_out = (
-            open_clips(
-                temporary / f"{name}{rank()}",
-                ClipReader(recordings, graph, config.stride, config.label, config.label_lag, progress),
-                progress,
-            )
-            for name, recordings in (("train", train), ("validation", validation))
-        )  # fmt: skip
+
+        def opened(name: str, recordings: Sequence[Recording]) -> Clips:
+            labels = config.stride, config.label, config.label_lag
+            reader = ClipReader(recordings, graph, *labels, progress, region=region, runtime=runtime)
+            return open_clips(temporary / f"{name}{rank()}", reader, progress)
+
+        clips, held_out = opened("train", train), opened("validation", validation)
         loader = ClipLoader(clips, config.batch, config.seed, (rank(), ranks()))
         trainer = Trainer(
             network,
@@ -100,7 +104,7 @@ def fit_visual(
             epochs=config.epochs,
             patience=config.patience,
             seed=config.seed,
-            folder=_folder(out, backbone, config, clips, runtime) if out is not None else None,
+            folder=_folder(out, backbone, config, clips, region, runtime) if out is not None else None,
             progress=progress,
         )
         return trainer.fit(loader.epoch, lambda epoch: len(loader), resume)
@@ -145,7 +149,7 @@ def _validate(network: VisualRegressor, clips: Clips, batch: int, runtime: Runti
 
 
 def _folder(
-    out: str | Path, backbone: VisualBackbone, config: VisualTraining, clips: Clips, runtime: Runtime
+    out: str | Path, backbone: VisualBackbone, config: VisualTraining, clips: Clips, region: Region, runtime: Runtime
 ) -> RunFolder:
     def save_best(folder: Path) -> None:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
@@ -156,6 +160,7 @@ def _folder(
         "precision": runtime.precision,
         "clips": len(clips),
         "labels": float(np.float64(clips.targets).sum()),
+        "region": region,
         "start": weights_digest(backbone),
     }
     return RunFolder(out, identity, save_best)

@@ -69,5 +69,3 @@ def test_the_crop_is_chosen_on_the_command_line(film: Callable[..., Path], tmp_p
         [key] = (tmp_path / f"store{len(crop)}").glob("*/key.json")
         regions.append(StoreKey.model_validate_json(key.read_text()).features.region)
     assert regions == ["center", "none"]
-    refused = run(app, ["train", "visual", "--out", str(tmp_path / "run"), *given, "--crop", "face"])
-    assert refused.exit_code == 2 and "centre square" in refused.stderr

@@ -17,7 +17,9 @@ from jmt_fast.config import FrameConfig
 from jmt_fast.data import Recording
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, MediaError
-from jmt_fast.training.clips import ClipCache, ClipLoader, ClipReader, open_clips
+from jmt_fast.training.clip_cache import ClipCache, open_clips
+from jmt_fast.training.clip_loader import ClipLoader
+from jmt_fast.training.clips import ClipReader
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

@@ -19,7 +19,9 @@ from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training import fit_visual
-from jmt_fast.training.clips import ClipCache, ClipLoader, ClipReader
+from jmt_fast.training.clip_cache import ClipCache
+from jmt_fast.training.clip_loader import ClipLoader
+from jmt_fast.training.clips import ClipReader
 from jmt_fast.training.visual import VisualRegressor
 
 FRAMES = FrameConfig(resize=28, crop=24)
