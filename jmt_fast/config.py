@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 CLIP_FRAMES = 8
 FRAME_STEP = 4  # thirtieths of a second between the sampled frames of a clip
@@ -195,6 +195,21 @@ class FusionTraining(Config):
     label: Literal["end", "mean"] = "end"
     label_lag: float = 0.0  # seconds
     seed: int = 0
+
+
+class UnfrozenTraining(FusionTraining):
+    """Training of the fusion (at `lr`) together with its backbones. No figure of the paper's: there they are frozen."""
+
+    visual_lr: float = Field(5e-5, gt=0, description="of the visual backbone")
+    audio_lr: float = Field(5e-5, gt=0, description="of the audio backbone and its GRU")
+    freeze: tuple[str, ...] = Field(
+        (), description="with commas between: visual, audio, fusion, or a part of one, such as visual.layer1, audio.gru"
+    )
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _parts(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
 class VisualTraining(Config):

@@ -10,6 +10,7 @@ from jmt_fast.training.linear import RidgeResult, ridge
 from jmt_fast.training.loop import FitResult
 from jmt_fast.training.loss import StreamingCCC, ccc, ccc_loss
 from jmt_fast.training.tuning import Grid, SearchResult, Trial, search
+from jmt_fast.training.unfrozen import fit_unfrozen
 from jmt_fast.training.visual import fit_visual
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "evaluate",
     "fit_audio_gru",
     "fit_fusion",
+    "fit_unfrozen",
     "fit_visual",
     "ridge",
     "score",

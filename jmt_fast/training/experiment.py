@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
+from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig, UnfrozenTraining
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.errors import CheckpointError, DataError, JMTError, MediaError
 from jmt_fast.features import Extractor, FeatureStore, StoreKey, extract_all
 from jmt_fast.models import JMT, Backbones, Checkpoint
 from jmt_fast.runtime import Runtime
-from jmt_fast.training import FitResult, LabelledVideo, evaluate, fit_fusion
+from jmt_fast.training import FitResult, LabelledVideo, evaluate, fit_fusion, fit_unfrozen
 from jmt_fast.training.distributed import of_all, own, rank
 from jmt_fast.training.loop import Watch
 from jmt_fast.training.predictions import write_predictions
@@ -114,6 +114,38 @@ def train_fusion(
         fusion, backbones.audio, labelled.split("validation"), runtime=runtime, label_lag=training.label_lag
     )
     write_predictions(out / "validation.parquet", judged, labelled.split("validation"))
+    return result
+
+
+def train_unfrozen(
+    out: Path,
+    recordings: Sequence[Recording],
+    fusion: JMT,
+    training: UnfrozenTraining,
+    backbones: Backbones,
+    features: FeatureConfig,
+    runtime: Runtime,
+    resume: bool = False,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> FitResult:
+    """`train_fusion` from video, with the backbones that `training` does not freeze; all that is there at the end fits.
+
+    The validation split's features by the new backbones are in the store `out/features`, where `evaluate` looks.
+    """
+    used = [recording for recording in recordings if recording.annotation is not None]
+    train, validation = ([each for each in used if each.split == name] for name in ("train", "validation"))
+    result = fit_unfrozen(
+        fusion, backbones, features, train, validation, training, runtime,
+        out=out, resume=resume, progress=progress, watch=watch,
+    )  # fmt: skip
+    if rank() == 0:
+        save_trained(out, fusion, backbones, features, training, runtime, result)
+    store = open_store(out / "features", features, backbones, training.stride, runtime)
+    videos = labelled_videos(validation, store, backbones, runtime, progress).split("validation")
+    if rank() == 0:
+        judged = evaluate(fusion, backbones.audio, videos, runtime=runtime, label_lag=training.label_lag)
+        write_predictions(out / "validation.parquet", judged, videos)
     return result
 
 

@@ -30,25 +30,44 @@ from jmt_fast.training.step import Step, precision, sgd
 _WARM_UP = 0.25  # share of the updates in which `one_cycle` rises to the full rate
 
 
-class VisualRegressor(nn.Module):
-    """Backbone, dropout and a linear layer: uint8 pictures (B, 8, crop, crop, 3) -> valence and arousal (B, 2)."""
+class Normalised(nn.Module):
+    """uint8 pictures (B, 8, crop, crop, 3) -> the visual backbone's input (B, 3, 8, crop, crop), channels last."""
 
     mean: Tensor
     scale: Tensor
 
+    def __init__(self, frames: FrameConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(frames.mean), persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(frames.std)), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return ((pictures - self.mean) * self.scale).permute(0, 4, 1, 2, 3)  # already lies channels last in memory
+
+
+class VisualRegressor(nn.Module):
+    """Backbone, dropout and a linear layer: uint8 pictures (B, 8, crop, crop, 3) -> valence and arousal (B, 2)."""
+
     def __init__(self, backbone: VisualBackbone, frames: FrameConfig, dropout: float) -> None:
         super().__init__()
+        self.normalised = Normalised(frames)
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.config.features, 2)
         with torch.no_grad():  # CCC's gradient fades where predictions vary far more than labels: start well below
             self.head.weight.mul_(0.1)
-        self.register_buffer("mean", 255 * torch.tensor(frames.mean), persistent=False)
-        self.register_buffer("scale", 1 / (255 * torch.tensor(frames.std)), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        clips = ((pictures - self.mean) * self.scale).permute(0, 4, 1, 2, 3)  # already lies channels last in memory
-        return self.head(self.dropout(self.backbone(clips)))
+        return self.head(self.dropout(self.backbone(self.normalised(pictures))))
+
+
+def trainable(runtime: Runtime) -> Runtime:
+    """`runtime`, or what convolutions can be trained on: FP32, not compiled, on a CPU."""
+    if runtime.device.type != "cpu":
+        return runtime
+    # BF16 gradients of 3-D convolutions on a CPU come out differently from one call to the next, now and then NaN (seen
+    # with PyTorch 2.15 at 5 to 36 channels).
+    return replace(runtime, precision="fp32", compile=False)
 
 
 def fit_visual(
@@ -77,10 +96,7 @@ def fit_visual(
     Raises:
         DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
     """
-    if runtime.device.type == "cpu":
-        # BF16 gradients of 3-D convolutions on a CPU come out differently from one call to the next, now and then NaN
-        # (seen with PyTorch 2.15 at 5 to 36 channels).
-        runtime = replace(runtime, precision="fp32", compile=False)
+    runtime = trainable(runtime)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(config.seed)
         network = VisualRegressor(backbone, frames, config.dropout)
