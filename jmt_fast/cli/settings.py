@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from jmt_fast.cli.predict import Crop
 
 if TYPE_CHECKING:
-    from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig
+    from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig, UnfrozenTraining
     from jmt_fast.data import Recording
-    from jmt_fast.models import Backbones
+    from jmt_fast.models import JMT, Backbones
 
 CropOption = Annotated[
     Crop | None,
@@ -54,12 +54,44 @@ def configured_fusion(
     """The model of that name and its training, with FIELD=VALUE changes of either."""
     from jmt_fast.config import FusionTraining, JMTConfig
 
+    chosen, training = configuration([JMTConfig, FusionTraining], [_model_fields(model), options], changes)
+    return chosen, training
+
+
+def _model_fields(model: str) -> dict[str, Any]:
+    from jmt_fast.config import JMTConfig
+
     try:
-        start = {"fusion": model} if model in BASELINES else JMTConfig.preset(model).model_dump()
+        return {"fusion": model} if model in BASELINES else JMTConfig.preset(model).model_dump()
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--model") from error
-    chosen, training = configuration([JMTConfig, FusionTraining], [start, options], changes)
-    return chosen, training
+
+
+def configured_unfrozen(
+    model: str | None, weights: str, options: dict[str, Any], changes: list[str] | None
+) -> tuple[JMT, UnfrozenTraining]:
+    """A fusion to train with its backbones, and how. It starts from `weights` where that is a whole checkpoint."""
+    import torch
+
+    from jmt_fast.config import JMTConfig, UnfrozenTraining
+    from jmt_fast.errors import CheckpointError
+    from jmt_fast.models import JMT
+
+    known = None
+    if weights not in ("pretrained", "random") and (Path(weights) / "config.json").exists():
+        if model is not None:
+            raise typer.BadParameter(f"{weights} is a checkpoint, whose fusion is trained on", param_hint="--model")
+        known = JMT.from_pretrained(weights)
+    start = known.config.model_dump() if known else _model_fields(model or "jmt")
+    chosen, training = configuration([JMTConfig, UnfrozenTraining], [start, options], changes)
+    torch.manual_seed(training.seed)
+    fusion = JMT(chosen)
+    if known:
+        try:
+            fusion.load_state_dict(known.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(f"{weights}: its fusion does not fit the changes of --set; leave them out") from error
+    return fusion, training
 
 
 def configuration(kinds: list[type], starts: list[dict[str, Any]], changes: list[str] | None) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,14 +24,13 @@ from jmt_fast.cli.options import (
     given,
     runtime,
 )
-from jmt_fast.cli.settings import CropOption, configuration, configured_backbones, configured_fusion
-
-if TYPE_CHECKING:
-    from jmt_fast.config import AudioTraining, FeatureConfig, FusionTraining, JMTConfig, VisualTraining
-    from jmt_fast.data import Recording
-    from jmt_fast.models import Backbones
-    from jmt_fast.runtime import Runtime
-    from jmt_fast.training import FitResult
+from jmt_fast.cli.settings import (
+    CropOption,
+    configuration,
+    configured_backbones,
+    configured_fusion,
+    configured_unfrozen,
+)
 
 
 class Stage(StrEnum):
@@ -94,7 +93,17 @@ def train(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     crop: CropOption = None,
-    model: Annotated[str, typer.Option(help="jmt, literal, abaw6, audio, visual, concat or cross_attention.")] = "jmt",
+    model: Annotated[
+        str | None,
+        typer.Option(help="jmt, literal, abaw6, audio, visual, concat or cross_attention.", show_default="jmt"),
+    ] = None,
+    unfreeze: Annotated[
+        bool,
+        typer.Option("--unfreeze", help="Train the backbones with the fusion, from video; --backbones may be a run's."),
+    ] = False,
+    backbone_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of unfrozen backbones.", show_default="5e-5")
+    ] = None,
     set: Annotated[
         list[str] | None, typer.Option(help="FIELD=VALUE of the model's or the training's configuration.")
     ] = None,
@@ -117,6 +126,8 @@ def train(
 
     Under torchrun it trains on several devices; after a crash it goes on from the last finished epoch.
     """
+    _check_unfreeze(stage, unfreeze, backbone_lr, store)
+    from jmt_fast.cli import stages
     from jmt_fast.config import AudioTraining, VisualTraining
     from jmt_fast.data import load
     from jmt_fast.training import distributed
@@ -130,118 +141,26 @@ def train(
         again = resume or distributed.restarted()
         if stage is Stage.visual:
             [visual] = configuration([VisualTraining], [options], set)
-            _train_visual(out, recordings, config, networks, visual, own, again)
+            stages.train_visual(out, recordings, config, networks, visual, own, again)
         elif stage is Stage.audio:
             [audio] = configuration([AudioTraining], [options], set)
-            _train_audio(out, recordings, config, networks, audio, store, int(stride), own, again)
+            stages.train_audio(out, recordings, config, networks, audio, store, int(stride), own, again)
+        elif unfreeze:
+            rates = given(visual_lr=backbone_lr, audio_lr=backbone_lr) | {"stride": int(stride)}
+            fusion, joint = configured_unfrozen(model, backbones, options | rates, set)
+            stages.train_unfrozen(out, recordings, config, networks, fusion, joint, own, again, tensorboard)
         else:
-            chosen, training = configured_fusion(model, options | {"stride": int(stride)}, set)
-            _train_fusion(out, recordings, config, networks, chosen, training, store, own, again, tensorboard)
+            chosen, training = configured_fusion(model or "jmt", options | {"stride": int(stride)}, set)
+            stages.train_fusion(out, recordings, config, networks, chosen, training, store, own, again, tensorboard)
 
 
-def _train_visual(
-    out: Path,
-    recordings: list[Recording],
-    config: FeatureConfig,
-    networks: Backbones,
-    training: VisualTraining,
-    machine: Runtime,
-    resume: bool,
-) -> None:
-    from jmt_fast.cli import show
-    from jmt_fast.training import fit_visual
-
-    splits = {
-        name: [each for each in recordings if each.split == name and each.annotation]
-        for name in ("train", "validation")
-    }
-    with show.bar("Training the visual backbone") as progress:
-        result = fit_visual(
-            networks.visual,
-            config.frames,
-            splits["train"],
-            splits["validation"],
-            training,
-            machine,
-            region=config.region,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
-    _save_backbones(networks, config, out, result)
-
-
-def _train_audio(
-    out: Path,
-    recordings: list[Recording],
-    config: FeatureConfig,
-    networks: Backbones,
-    training: AudioTraining,
-    store: Path,
-    stride: int,
-    machine: Runtime,
-    resume: bool,
-) -> None:
-    from jmt_fast.cli import show
-    from jmt_fast.training import fit_audio_gru
-    from jmt_fast.training.distributed import rank
-    from jmt_fast.training.experiment import labelled_videos, open_store
-
-    with show.bar("Extracting features") as progress:
-        labelled = labelled_videos(
-            recordings, open_store(store, config, networks, stride, machine), networks, machine, progress
-        )
-    with show.bar("Training the GRU") as progress:
-        result = fit_audio_gru(
-            networks.audio,
-            labelled.split("train"),
-            labelled.split("validation"),
-            training,
-            machine,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
-    _save_backbones(networks, config, out, result)
-    if rank() == 0:
-        show.finish(labelled.failed, len(recordings))
-
-
-def _save_backbones(networks: Backbones, config: FeatureConfig, out: Path, result: FitResult) -> None:
-    from jmt_fast.models.checkpoint import save_backbones_folder
-    from jmt_fast.training.distributed import rank
-
-    if rank() == 0:
-        save_backbones_folder(networks, config, out)
-        _report(out, result)
-
-
-def _train_fusion(
-    out: Path,
-    recordings: list[Recording],
-    config: FeatureConfig,
-    networks: Backbones,
-    model: JMTConfig,
-    training: FusionTraining,
-    store: Path,
-    machine: Runtime,
-    resume: bool,
-    tensorboard: bool,
-) -> None:
-    from jmt_fast.cli import show
-    from jmt_fast.training import experiment
-    from jmt_fast.training.distributed import rank
-    from jmt_fast.training.experiment import labelled_videos, open_store, train_fusion
-
-    watch = experiment.tensorboard(out / "tensorboard") if tensorboard and rank() == 0 else None
-    opened = open_store(store, config, networks, training.stride, machine)
-    with show.bar("Extracting features") as progress:
-        labelled = labelled_videos(recordings, opened, networks, machine, progress)
-    with show.bar("Training the fusion") as progress:
-        result = train_fusion(out, labelled, model, training, networks, config, machine, resume, progress, watch)
-    if rank() == 0:
-        _report(out, result)
-        show.finish(labelled.failed, len(recordings))
+def _check_unfreeze(stage: Stage, unfreeze: bool, backbone_lr: float | None, store: Path | None) -> None:
+    if unfreeze and stage is not Stage.fusion:
+        raise typer.BadParameter(f"it is for the fusion; `train {stage}` trains that backbone", param_hint="--unfreeze")
+    if unfreeze and store is not None:
+        raise typer.BadParameter("no features are kept while the backbones change", param_hint="--store")
+    if backbone_lr is not None and not unfreeze:
+        raise typer.BadParameter("it needs --unfreeze: the backbones are frozen", param_hint="--backbone-lr")
 
 
 @app.command()
@@ -287,11 +206,3 @@ def evaluate(
             ],
         )
     show.finish(labelled.failed, len(recordings))
-
-
-def _report(out: Path, result: FitResult) -> None:
-    valence, arousal = (float(value) for value in result.best_ccc)
-    print(
-        f"best epoch {result.best_epoch}: validation CCC valence {valence:.3f}, arousal {arousal:.3f}, "
-        f"mean {(valence + arousal) / 2:.3f}; written to {out}"
-    )

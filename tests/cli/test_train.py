@@ -118,6 +118,60 @@ def test_the_backbones_are_trained_before_it(
     assert all(name.startswith("gru.") for name in changed)
 
 
+def test_fusion_and_backbones_are_trained_together(
+    run: Callable, collection: Path, backbones: Path, tmp_path: Path
+) -> None:
+    def train(out: Path, *more: object) -> None:
+        result = run(
+            "train", "--unfreeze", "--data", collection, "--out", out, "--epochs", 1, "--stride", 8, *PLAIN, *more
+        )
+        assert result.code == 0, result.err
+        assert re.search(r"best epoch 1: validation CCC valence -?0\.\d+, arousal", result.out)
+
+    def changed(before: Path, after: Path, name: str) -> dict[str, float]:
+        """By how much each weight did, at most."""
+        one, two = (load_file(folder / name) for folder in (before, after))
+        return {key: float((one[key].double() - two[key].double()).abs().max()) for key in one}
+
+    out, second = tmp_path / "run", tmp_path / "second"
+    train(out, "--backbones", backbones, *SMALL[:-2], "--set", "length=4", "--lr", 0.01, "--backbone-lr", 0.01)
+    for name in ("visual.safetensors", "audio.safetensors"):
+        trained = {key for key in changed(backbones, out, name) if key.endswith("weight")}
+        assert trained and all(changed(backbones, out, name)[key] > 0 for key in trained)
+    facts = json.loads((out / "training.json").read_text())
+    assert facts["training"]["visual_lr"] == facts["training"]["audio_lr"] == 0.01
+    result = run("evaluate", "--data", collection, "--checkpoint", out, "--stride", 8, "--json", *PLAIN)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["mean"] == pytest.approx(np.mean(facts["validation_ccc"]), abs=5e-3)
+    assert run("report", "run", out).code == 0
+    video = load(collection)[0].video
+    assert run("predict", video, "--checkpoint", out, "--out", tmp_path / "traces", *PLAIN).code == 0
+
+    train(
+        second, "--backbones", out, "--lr", 1e-6, "--backbone-lr", 0.01, "--set", "freeze=visual"
+    )  # a whole checkpoint
+    assert not any(changed(out, second, "visual.safetensors").values())
+    assert max(changed(out, second, "audio.safetensors").values()) > 1e-5
+    assert 0 < max(changed(out, second, "model.safetensors").values()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("visual", "--unfreeze"), "it is for the fusion"),
+        (("--unfreeze", "--store", "x"), "no features are kept"),
+        (("--backbone-lr", 0.1), "it needs --unfreeze"),
+        (("--unfreeze", "--set", "visual_lr=0"), "visual_lr: Input should be greater than 0"),
+    ],
+)
+def test_what_does_not_go_with_unfreeze(
+    run: Callable, collection: Path, backbones: Path, tmp_path: Path, arguments: tuple, message: str
+) -> None:
+    result = run("train", *arguments, "--data", collection, "--out", tmp_path, "--backbones", backbones, *PLAIN)
+    assert result.code == 2
+    assert message in " ".join(result.err.replace("│", "").split())
+
+
 def rewrite(collection: Path, folder: Path, change: Callable[[list[dict[str, str]]], None]) -> Path:
     """A copy of the manifest with absolute paths and a change."""
     with (collection / "manifest.csv").open() as file:
