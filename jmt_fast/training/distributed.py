@@ -7,6 +7,7 @@ concordances of parts. All ranks hold the same weights; only the first one write
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -77,14 +78,21 @@ def own_here(items: Sequence[T]) -> list[T]:
 
 
 @contextmanager
-def shared_folder(prefix: str, parent: str | Path | None) -> Iterator[Path]:
-    """A temporary folder in `parent`, by default the system's own, that the ranks of a host share.
+def shared_folder(parent: str | Path | None) -> Iterator[Path]:
+    """A temporary folder `frames-...` that the ranks of a host share, in `parent` or else where the system has its own.
 
-    It goes with the first of them; files that the others have open or mapped stay readable.
+    It goes with the first of them; files that the others have mapped stay readable. What a run that was killed left in
+    `parent` goes first.
     """
-    first = ranks() == 1 or os.environ["LOCAL_RANK"] == "0"
-    with TemporaryDirectory(prefix=prefix, dir=parent) if first else nullcontext() as made:
-        [folder] = [path for at, path in of_all((host(), made)) if at == host() and path]
+    made, prefix = None, f"frames-{host()}-"
+    if ranks() == 1 or os.environ["LOCAL_RANK"] == "0":
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            for left in Path(parent).glob(f"{prefix}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        made = TemporaryDirectory(prefix=prefix, dir=parent)
+    with made or nullcontext() as name:
+        [folder] = [path for at, path in of_all((host(), name)) if at == host() and path]
         yield Path(folder)
 
 

@@ -92,11 +92,9 @@ def fit_unfrozen(
     network = WholeModel(fusion, backbones, features.frames)
     wanted = [parameter.requires_grad for parameter in network.parameters()]
     network.to(runtime.device).visual.to(memory_format=torch.channels_last_3d)
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
     try:
         step = _step(network, config, runtime)
-        with shared_folder("frames-", out) as temporary:
+        with shared_folder(out) as temporary:
             graph = ClipGraph(features.frames, features.sound, runtime.device)
 
             def opened(name: str, recordings: Sequence[Recording]) -> SequenceClips:

@@ -101,9 +101,7 @@ def fit_visual(
         torch.default_generator.manual_seed(config.seed)
         network = VisualRegressor(backbone, frames, config.dropout)
     network.to(runtime.device).to(memory_format=torch.channels_last_3d)
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    with shared_folder("frames-", out) as temporary, normalised_together(network):
+    with shared_folder(out) as temporary, normalised_together(network):
         graph = ClipGraph(frames, device=runtime.device)
 
         def opened(name: str, recordings: Sequence[Recording]) -> Clips:

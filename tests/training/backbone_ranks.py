@@ -10,31 +10,46 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jmt_fast.config import AudioConfig, AudioTraining, FrameConfig, VisualConfig, VisualTraining
+from jmt_fast.config import (
+    AudioConfig,
+    AudioTraining,
+    FeatureConfig,
+    FrameConfig,
+    JMTConfig,
+    UnfrozenTraining,
+    VisualConfig,
+    VisualTraining,
+)
 from jmt_fast.data import load
-from jmt_fast.models import AudioBackbone, VisualBackbone
+from jmt_fast.models import JMT, AudioBackbone, Backbones, VisualBackbone
 from jmt_fast.runtime import Runtime
-from jmt_fast.training import LabelledVideo, ccc_loss, distributed, fit_audio_gru, fit_visual
+from jmt_fast.training import LabelledVideo, ccc_loss, distributed, fit_audio_gru, fit_unfrozen, fit_visual
 from jmt_fast.training.audio import AudioRegressor
 from jmt_fast.training.normalisation import normalised_together
 from jmt_fast.training.step import Step, sgd
 from jmt_fast.training.visual import VisualRegressor
 
-FRAMES = FrameConfig(resize=20, crop=16)
+FEATURES = FeatureConfig(
+    frames=FrameConfig(resize=20, crop=16),
+    visual=VisualConfig(blocks=(1, 1), widths=(4, 8), features=8),
+    audio=AudioConfig(blocks=(1, 1, 1, 1), features=32, gru=8),
+)
+FRAMES = FEATURES.frames
 VISUAL = VisualTraining(lr=0.02, batch=6, epochs=2, dropout=0.0, stride=16)
 AUDIO = AudioTraining(lr=1e-3, batch=8, epochs=2)
+UNFROZEN = UnfrozenTraining(lr=0.02, visual_lr=0.02, audio_lr=0.02, batch=3, epochs=2, stride=8)
 RUNTIME = Runtime.choose("cpu", "fp32", compile=False)
 State = dict[str, Tensor]
 
 
 def visual() -> VisualBackbone:
     torch.manual_seed(1)
-    return VisualBackbone(VisualConfig(blocks=(1, 1), widths=(4, 8), features=8), FRAMES.crop)
+    return VisualBackbone(FEATURES.visual, FRAMES.crop)
 
 
 def audio() -> AudioBackbone:
     torch.manual_seed(2)
-    return AudioBackbone(AudioConfig(blocks=(1, 1, 1, 1), features=32, gru=8)).eval()
+    return AudioBackbone(FEATURES.audio).eval()
 
 
 def gradients() -> dict[str, State]:
@@ -70,7 +85,7 @@ def _step(network: nn.Module, inputs: Tensor, target: Tensor) -> State:
 
 
 def fit(data: Path, videos: list[LabelledVideo], out: Path, killed: int = 0) -> dict[str, State]:
-    """Train both; the last rank dies in the middle of epoch `killed` of each unless it was started again already."""
+    """Train both, then both with a fusion; the last rank dies in epoch `killed` unless it was started again already."""
     again = distributed.restarted()
 
     def progress(done: int, total: int, note: str) -> None:
@@ -83,7 +98,10 @@ def fit(data: Path, videos: list[LabelledVideo], out: Path, killed: int = 0) -> 
     options = {"resume": again, "progress": progress}
     fit_visual(seeing, FRAMES, *splits, VISUAL, RUNTIME, out=out / "visual", **options)
     fit_audio_gru(hearing, videos[:3], videos[3:], AUDIO, RUNTIME, length=4, out=out / "audio", **options)
-    return {"visual": seeing.state_dict(), "audio": hearing.state_dict()}
+    fusion, both = JMT(JMTConfig(dim=8, ff_dim=8, visual_dim=8, length=2)), Backbones(visual(), audio())
+    fit_unfrozen(fusion, both, FEATURES, *splits, UNFROZEN, RUNTIME, out=out / "unfrozen", **options)
+    whole = nn.ModuleList([fusion, both.visual, both.audio])
+    return {"visual": seeing.state_dict(), "audio": hearing.state_dict(), "unfrozen": whole.state_dict()}
 
 
 def main(data: str, out: str, killed: str = "0") -> None:
