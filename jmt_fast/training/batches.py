@@ -87,6 +87,12 @@ class Drawn(NamedTuple):
     rows: np.ndarray
 
 
+def check_shares(batch: int, parts: int) -> None:
+    """Raises DataError where there are more parts than rows in a batch."""
+    if parts > batch:
+        raise DataError(f"batches of {batch} sequences cannot be shared by {parts} processes; raise the batch")
+
+
 class SequenceSampler:
     """Draws the sequences of an epoch: all that is random depends on (seed, epoch) alone.
 
@@ -108,8 +114,7 @@ class SequenceSampler:
         label_lag: float = 0.0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        if part[1] > batch:
-            raise DataError(f"batches of {batch} sequences cannot be shared by {part[1]} processes; raise the batch")
+        check_shares(batch, part[1])
         self.videos = videos
         self.part = part
         self.batch = batch
@@ -175,11 +180,15 @@ class SequenceSampler:
         features = self.features[0]
         clips = gather_many(self._clips, *drawn, features.clips.shape[1], features.clips.dtype)
         audio, visual = clips[..., features.visual_dim :], clips[..., : features.visual_dim]
-        rows, present = self.rows_of_all(drawn), drawn.rows >= 0
+        return Batch(audio, visual, torch.from_numpy(drawn.rows >= 0), *self.labels(drawn))
+
+    def labels(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Of these sequences: `target` float32 (S, L, 2), `labelled` bool (S, L)."""
+        rows = self.rows_of_all(drawn)
         # A label is taken as one number of eight bytes: faster than as a row of two.
         target = self.target.view(np.complex64)[:, 0].take(rows, mode="clip").view(np.float32).reshape(*rows.shape, 2)
-        labelled = self.labelled.take(rows, mode="clip") & present
-        return Batch(audio, visual, *map(torch.from_numpy, (present, target, labelled)))
+        labelled = self.labelled.take(rows, mode="clip") & (rows >= 0)
+        return torch.from_numpy(target), torch.from_numpy(labelled)
 
     def rows_of_all(self, drawn: Drawn) -> np.ndarray:
         """int64 (S, L): rows of the sequences' clips among those of all videos, -1 for padding."""

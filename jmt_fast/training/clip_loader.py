@@ -18,6 +18,12 @@ from jmt_fast.training.clips import Clips
 Made = TypeVar("Made")
 
 
+def check_parts(batch: int, parts: int) -> None:
+    """Raises DataError where batches of so many clips have no equal parts."""
+    if batch % parts:
+        raise DataError(f"batches of {batch} clips cannot be shared evenly by {parts} processes; set another batch")
+
+
 class ClipLoader:
     """Batches of augmented clips, drawn at random over all videos, each clip once an epoch at most.
 
@@ -32,8 +38,7 @@ class ClipLoader:
         number, parts = part
         if len(clips) < parts:
             raise DataError(f"{len(clips)} labelled clips are too few for {parts} processes; use fewer")
-        if batch % parts:
-            raise DataError(f"batches of {batch} clips cannot be shared evenly by {parts} processes; set another batch")
+        check_parts(batch, parts)
         self._clips = clips
         size = min(batch, len(clips)) // parts
         self._seed = seed

@@ -14,7 +14,7 @@ from jmt_fast.config import CLIP_FRAMES
 from jmt_fast.data import shown
 from jmt_fast.errors import JMTError
 from jmt_fast.features import VideoFeatures
-from jmt_fast.training.batches import LabelledVideo, SequenceSampler
+from jmt_fast.training.batches import Drawn, LabelledVideo, SequenceSampler
 from jmt_fast.training.clip_loader import made_ahead
 from jmt_fast.training.clips import Clips, Progress
 from jmt_fast.training.distributed import of_all, own_here
@@ -41,9 +41,7 @@ class SequenceClips:
             times = clips.times[mine]
             frames = int(shown(opened.timestamps, times[-1])) + 1  # fewer than the index says if the stream ends early
             none, name = torch.empty(len(mine), 0), opened.recording.name
-            features = VideoFeatures(
-                name, stride, times, none, none, opened.timestamps[:frames], np.ones(frames, bool)
-            )  # fmt: skip
+            features = VideoFeatures(name, stride, times, none, 0, opened.timestamps[:frames], np.ones(frames, bool))
             self.videos.append(LabelledVideo(features, clips.labels[number][:frames]))
             self._first[name] = int(mine[0])
         try:
@@ -81,30 +79,28 @@ class SequenceClips:
         """
         drawn = sampler.draw(epoch)
         own, names = sampler.own(drawn), sampler.names(drawn)
+        # the clip of each of the sampler's rows, which count phase by phase
+        numbers = np.concatenate([self._first[each.name] + np.argsort(each.rows) for each in sampler.features])
 
         def make(step: int) -> tuple[str, Sequences]:
-            rows = own[step * sampler.rows : (step + 1) * sampler.rows]
+            part = Drawn(*(each[step * sampler.rows : (step + 1) * sampler.rows] for each in own))
             batch = slice(step * sampler.batch, (step + 1) * sampler.batch)
             random = np.random.default_rng((sampler.seed, epoch, step))
             number, parts = sampler.part
-            augmented = random.random((parts, sampler.rows, len(rows[0][1]), 3))[number]
-            return ", ".join(dict.fromkeys(names[batch])), self._batch(sampler, rows, augmented)
+            augmented = random.random((parts, sampler.rows, part.rows.shape[1], 3))[number]
+            clips = numbers[sampler.rows_of_all(part)]
+            return ", ".join(dict.fromkeys(names[batch])), self._batch(sampler, part, clips, augmented)
 
         return made_ahead(make, sampler.batches(epoch), self.clips.workers)
 
-    def _batch(self, sampler: SequenceSampler, rows: list[tuple[int, np.ndarray]], random: np.ndarray) -> Sequences:
-        chosen = np.stack([clips for _, clips in rows])  # (B, L)
-        present = chosen >= 0
-        first = np.array([self._first[sampler.videos[video].name] for video, _ in rows])
-        clips = (chosen + first[:, None])[present]
+    def _batch(self, sampler: SequenceSampler, drawn: Drawn, chosen: np.ndarray, random: np.ndarray) -> Sequences:
+        present = drawn.rows >= 0
+        clips = chosen[present]
         x, y, flip = random[present].T
         crop = self.clips.graph.frame_config.crop
-        pictures = torch.zeros(*chosen.shape, CLIP_FRAMES, crop, crop, 3, dtype=torch.uint8)
-        spectrograms = torch.zeros(*chosen.shape, *self._sound.shape[1:])
+        pictures = torch.zeros(*present.shape, CLIP_FRAMES, crop, crop, 3, dtype=torch.uint8)
+        spectrograms = torch.zeros(*present.shape, *self._sound.shape[1:])
         there = torch.from_numpy(present)
         pictures[there] = self.clips.inputs(clips, x, y, flip < 0.5)
         spectrograms[there] = torch.from_numpy(self._sound[clips])
-        target, labelled = (
-            torch.from_numpy(np.stack([sampler.labels[video][part][row] for video, row in rows])) for part in (0, 1)
-        )
-        return pictures, spectrograms, there, target, labelled & there
+        return pictures, spectrograms, there, *sampler.labels(drawn)

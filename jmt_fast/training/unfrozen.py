@@ -15,7 +15,7 @@ from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import JMT, Backbones, Checkpoint
 from jmt_fast.runtime import Runtime
-from jmt_fast.training.batches import LabelledVideo, SequenceSampler
+from jmt_fast.training.batches import LabelledVideo, SequenceSampler, check_shares
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.clip_cache import open_clips
 from jmt_fast.training.clips import ClipReader
@@ -85,9 +85,11 @@ def fit_unfrozen(
     compiled. With `out`: `best/` (a whole checkpoint), `last.pt`, `metrics.jsonl`.
 
     Raises:
-        DataError: no labelled clip in a split. JMTError: `config.freeze` names nothing, or leaves nothing to train; a
-            loss that is not finite, or a full disk. CheckpointError: as for `fit_fusion`.
+        DataError: no labelled clip in a split, fewer sequences a batch than processes.
+        JMTError: `config.freeze` names nothing, or leaves nothing to train; a loss that is not finite, or a full disk.
+        CheckpointError: as for `fit_fusion`.
     """
+    check_shares(config.batch, ranks())  # before anything is decoded
     runtime = trainable(runtime)
     network = WholeModel(fusion, backbones, features.frames)
     wanted = [parameter.requires_grad for parameter in network.parameters()]
@@ -117,7 +119,8 @@ def fit_unfrozen(
                 "model": fusion.config.model_dump(mode="json"),
                 "features": features.model_dump(mode="json"),
                 "precision": runtime.precision,
-                "data": sampler.digest(),
+                "train": content(clips.videos),
+                "validation": content(held_out.videos),
                 "start": weights_digest(network),
             }
             save_best = Checkpoint(fusion, backbones, features).save

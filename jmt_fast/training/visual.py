@@ -19,7 +19,7 @@ from jmt_fast.models import VisualBackbone
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.clip_cache import open_clips
-from jmt_fast.training.clip_loader import ClipLoader
+from jmt_fast.training.clip_loader import ClipLoader, check_parts
 from jmt_fast.training.clips import ClipReader, Clips
 from jmt_fast.training.distributed import of_all, own, rank, ranks, replicated, shared_folder, whole_batch
 from jmt_fast.training.loop import FitResult, Progress, Trainer
@@ -94,8 +94,10 @@ def fit_visual(
     the whole batch. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
 
     Raises:
-        DataError: no labelled clip in a split. CheckpointError, JMTError: as for `fit_fusion`.
+        DataError: no labelled clip in a split, a batch that the processes cannot share evenly.
+        CheckpointError, JMTError: as for `fit_fusion`.
     """
+    check_parts(config.batch, ranks())  # before anything is decoded
     runtime = trainable(runtime)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(config.seed)

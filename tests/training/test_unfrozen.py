@@ -155,6 +155,13 @@ def test_frozen_parts_stay(make: Callable, fit: Callable) -> None:
     assert all(parameter.requires_grad for parameter in networks[1].visual.parameters())
 
 
+def test_a_baseline_leaves_the_backbone_alone_that_it_does_not_hear(make: Callable, fit: Callable) -> None:
+    networks = JMT(MODEL.model_copy(update={"fusion": "visual"})), make()[1]
+    before = state(networks)
+    fit(networks, CONFIG.model_copy(update={"epochs": 1, "weight_decay": 0.1}))
+    assert {name.split(".")[0] for name in changed(before, state(networks))} == {"fusion", "visual"}
+
+
 def test_each_part_has_its_rate(make: Callable, fit: Callable) -> None:
     networks = make()
     before = state(networks)
