@@ -84,7 +84,7 @@ def fit_fusion(
             "parameters": len(list(model.parameters())),  # the optimizer's state is stored for each
             "precision": runtime.precision,
             "train": content(train),
-            "validation": content(judged),
+            "validation": content(validation),
             "gru": weights_digest(audio_backbone.gru),
         }
     )

@@ -15,7 +15,7 @@ from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import JMT, Backbones, Checkpoint
 from jmt_fast.runtime import Runtime
-from jmt_fast.training.batches import LabelledVideo, SequenceSampler, check_shares
+from jmt_fast.training.batches import LabelledVideo, SequenceSampler, check_shares, content
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.clip_cache import open_clips
 from jmt_fast.training.clips import ClipReader
@@ -196,5 +196,6 @@ def _judge(
             with torch.no_grad(), precision(runtime):
                 found.append(network.features(pictures.to(runtime.device), spectrograms.to(runtime.device)))
         audio, visual = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        seen.append(replace(video, features=replace(video.features, audio=audio, visual=visual)))
+        features = replace(video.features, clips=torch.cat((visual, audio), 1), visual_dim=visual.shape[1])
+        seen.append(replace(video, features=features))
     return evaluate(network.fusion, network.audio, seen, runtime=runtime, label_lag=config.label_lag)
