@@ -51,7 +51,7 @@ class OpenRecording:
         first = float(self.timestamps[0])
         return first if self.info.audio is None else min(first, self.info.audio.offset)
 
-    def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, Frame | None]]:
+    def frames(self, indices: Iterable[int], shorter: int | None = None) -> Iterator[tuple[int, Frame | None]]:
         """Index and picture, uint8 (H, W, 3) RGB, of the frames asked for, in order.
 
         Out of face crops where the recording has them: one without a JPEG gives None, which stands for black. Else out
@@ -59,12 +59,13 @@ class OpenRecording:
 
         Args:
             indices: sorted.
+            shorter: frames of a video whose shorter side is longer are shrunk to it, other pictures are not.
         """
         if self.recording.crops is not None:
             return self._crops(self.recording.crops, indices)
         if self.stills is not None:
             return self.stills.frames(indices)
-        return ((index, frame) for index, _, frame in select(self.recording.video, indices, self.info))
+        return ((index, frame) for index, _, frame in select(self.recording.video, indices, self.info, shorter))
 
     def sound(self, sample_rate: int = 44_100) -> SoundReader:
         """The video's sound on its clock, silence where there is none; or the recording's own sound file.

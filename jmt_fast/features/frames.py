@@ -100,7 +100,8 @@ class FrameSource:
         """Decoded by PyAV, or read from face crops, and fed to the graph."""
         wanted = self._wanted[self._next :]
         position = 0
-        for chunk in ahead(_chunks(self._recording.frames(wanted))):
+        shorter = self._graph.shorter if self._cropper is None else None  # faces are cut out of whole frames
+        for chunk in ahead(_chunks(self._recording.frames(wanted, shorter))):
             filled: Chunk = []
             for index, frame in chunk:
                 lost = position + int(np.searchsorted(wanted[position:], index))

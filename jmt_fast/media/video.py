@@ -54,10 +54,14 @@ def _frames(path: Path, start: int, stop: int | None, step: int) -> Iterator[tup
 
 
 def select(
-    path: str | os.PathLike[str], indices: Iterable[int], info: MediaInfo | None = None
+    path: str | os.PathLike[str],
+    indices: Iterable[int],
+    info: MediaInfo | None = None,
+    shorter: int | None = None,
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Yield (index, seconds, frame) for the wanted frames of a video; frame (H, W, 3) uint8 RGB, rotation applied.
 
+    Frames whose shorter side is longer than `shorter` are shrunk to it (`ToRGB`), which costs less here than later.
     `indices` must ascend strictly (else ValueError) and are read lazily. Decoding is linear, from the last keyframe
     before the first wanted frame; only wanted frames are converted, and of H.264 and HEVC those are not decoded that
     are neither wanted nor referred to. Frames that cannot be decoded are left out, and the iteration ends with the
@@ -70,7 +74,7 @@ def select(
     info = info or probe(path)
     if wanted.first >= info.frames:
         return
-    to_rgb = ToRGB()
+    to_rgb = ToRGB(shorter)
     turns = -info.rotation // 90  # numpy turns counter-clockwise
     width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
     decoded = False

@@ -147,7 +147,8 @@ class ClipReader(Clips):
 
         `indices` sorted. None stands for frames without a picture; what the stream does not have is left out.
         """
-        cropper, frames = self._croppers[number], self.opened[number].frames(indices)
+        cropper = self._croppers[number]
+        frames = self.opened[number].frames(indices, self.graph.shorter if cropper is None else None)
         while chunk := list(islice(frames, CHUNK)):
             for shape, run in groupby(chunk, lambda frame: None if frame[1] is None else frame[1].shape):
                 places, shown = zip(*run, strict=True)

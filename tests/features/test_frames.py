@@ -26,7 +26,7 @@ class Frames:
         self.lost, self.without_face, self.end = lost or set(), crops or set(), end
         self.given: list[int] = []
 
-    def frames(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:
+    def frames(self, indices: np.ndarray, shorter: int | None = None) -> Iterator[tuple[int, np.ndarray | None]]:
         for index in indices.tolist():
             if index >= self.end:
                 return

@@ -15,6 +15,7 @@ import torch
 from jmt_fast import media
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_times, to_frames
 from jmt_fast.data.graph import ClipGraph
+from jmt_fast.data.synthetic import synthesise
 from jmt_fast.errors import CheckpointError, MediaError
 from jmt_fast.features import VideoFeatures, run_sequences
 from jmt_fast.inference import Predictor
@@ -80,7 +81,7 @@ def test_a_trace_is_what_the_plain_path_computes(
     graph = ClipGraph(loaded.features.frames, loaded.features.sound)
     times = clip_times(recording.timestamps, stride)
     rows = clip_frames(recording.timestamps, times)
-    frames = graph.frames([[frame for _, _, frame in media.frames(path)]])[0]
+    frames = graph.frames([[frame for _, _, frame in media.select(path, range(420), shorter=36)]])[0]
     heard = recording.sound()
     windows = np.stack([heard.window(time, 47_040) for time in times])
     with torch.inference_mode():
@@ -94,6 +95,18 @@ def test_a_trace_is_what_the_plain_path_computes(
     expected = to_frames(times, clips, recording.timestamps)
     assert expected.std(0).min() > 1e-3  # else the comparison says nothing
     np.testing.assert_allclose(predictor.predict(path, stride).values, expected, atol=2e-5)
+
+
+def test_shrinking_on_the_way_moves_a_trace_by_a_tenth_of_what_the_two_fronts_may_differ(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Talking faces, against frames that the media graph shrinks."""
+    [recording, _] = synthesise(tmp_path, 2, 4.0, size=96, workers=1)
+    shrunk = predictor.predict(recording.video, 4).values
+    monkeypatch.setattr(predictor.extractor.graph, "shorter", None)
+    whole = predictor.predict(recording.video, 4).values
+    assert whole.std(0).max() > 0.1  # else the comparison says nothing
+    assert 0 < np.abs(shrunk - whole).max() < 0.002
 
 
 def test_a_truncated_file_gives_the_frames_that_are_there(predictor: Predictor, film: Film, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from jmt_fast.config import FrameConfig, SpectrogramConfig
 from jmt_fast.data.graph import ops
 from jmt_fast.data.graph.decode import decoded
 from jmt_fast.errors import DataError
+from jmt_fast.media.colour import resized_size
 from jmt_fast.media.dali import reason
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class ClipGraph:
         self.sound_config = sound or SpectrogramConfig()
         self.device = torch.device(device)
         self.threads = threads or len(os.sched_getaffinity(0))
+        # What frames are best shrunk to before they come here: a CPU has done most of it once it has decoded them.
+        self.shorter = self.frame_config.resize if self.device.type == "cpu" else None
         self._frames = _Stage(self._define_frames, self.device, self.threads)
+        self._normalised = _Stage(self._define_normalised, self.device, self.threads)
         self._resized = _Stage(self._define_resized, self.device, self.threads)
         self._spectrograms = _Stage(self._define_spectrograms, self.device, self.threads)
 
@@ -79,11 +83,15 @@ class ClipGraph:
             ops.crop_region((frame.shape[0], frame.shape[1]), config.resize, config.crop, x, y)
             for frame, x, y in zip(flat, xs, ys, strict=True)
         ]
-        starts, ends = (np.array([region[k] for region in regions], dtype=np.float32) for k in (0, 1))
-        parts = [
-            self._frames(frames=flat[part], start=starts[part], end=ends[part], mirror=flips[part])
-            for part in _parts(flat)
-        ]
+        if all(min(frame.shape[:2]) == config.resize for frame in flat):  # whole pixels: nothing to resample
+            flat = [_part(frame, *region) for frame, region in zip(flat, regions, strict=True)]
+            parts = [self._normalised(frames=flat[part], mirror=flips[part]) for part in _parts(flat)]
+        else:
+            starts, ends = (np.array([region[k] for region in regions], dtype=np.float32) for k in (0, 1))
+            parts = [
+                self._frames(frames=flat[part], start=starts[part], end=ends[part], mirror=flips[part])
+                for part in _parts(flat)
+            ]
         return list(self._joined(parts, (3, config.crop, config.crop), torch.float32).split(lengths))
 
     def resized(self, sequences: Sequence[FrameSequence]) -> list[torch.Tensor]:
@@ -100,10 +108,12 @@ class ClipGraph:
         if not frames:
             raise ValueError("sequences: a sequence without frames has no size to resize")
         source = frames[0].shape[:2]
-        size = ops.resized_size(*source, self.frame_config.resize)
+        size = resized_size(*source, self.frame_config.resize)
         if max(size) > MAX_RESIZED:
             shown = f"{source[1]}x{source[0]} resized to {size[1]}x{size[0]}"
             raise DataError(f"frames of {shown} pixels: longer than {MAX_RESIZED}; crop the video first")
+        if size == source:
+            return torch.from_numpy(np.stack(frames)).to(self.device)
         ends, sizes = (np.tile(np.array(pair, dtype=np.float32), (len(frames), 1)) for pair in (source, size))
         starts = np.zeros_like(ends)
         parts = [
@@ -152,6 +162,9 @@ class ClipGraph:
         crop = [self.frame_config.crop] * 2
         pixels = ops.resize(self._host_frames(), crop, start, end)
         return ops.normalise(pixels, self.frame_config, ops.fed("mirror", DALIDataType.INT32, 0))
+
+    def _define_normalised(self) -> Any:
+        return ops.normalise(self._host_frames(), self.frame_config, ops.fed("mirror", DALIDataType.INT32, 0))
 
     def _define_resized(self) -> Any:
         size, start, end = (ops.fed(name, DALIDataType.FLOAT, 1) for name in ("size", "start", "end"))
@@ -203,6 +216,11 @@ def _checked(sequence: FrameSequence) -> list[np.ndarray]:
         if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
             raise ValueError(f"sequences: need frames of shape (H, W, 3), got {frame.shape}")
     return [np.ascontiguousarray(frame) for frame in sequence]
+
+
+def _part(frame: np.ndarray, start: list[float], end: list[float]) -> np.ndarray:
+    rows, columns = (slice(int(first), int(last)) for first, last in zip(start, end, strict=True))
+    return np.ascontiguousarray(frame[rows, columns])
 
 
 def _per_sequence(name: str, values: Sequence[Any] | np.ndarray | None, count: int, default: float) -> np.ndarray:

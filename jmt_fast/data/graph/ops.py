@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from nvidia.dali import Pipeline, fn
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
 from jmt_fast.config import FrameConfig, SpectrogramConfig
+from jmt_fast.media.colour import resized_size
 
 
 def build(define: Callable[[], Any], device: torch.device, threads: int, batch: int, depth: int = 1) -> Pipeline:
@@ -34,13 +34,6 @@ def build(define: Callable[[], Any], device: torch.device, threads: int, batch: 
 def fed(name: str, dtype: DALIDataType, ndim: int, layout: str | None = None, copy: bool = True) -> Any:
     """A batch that the caller feeds from host memory by `name`."""
     return fn.external_source(name=name, dtype=dtype, ndim=ndim, layout=layout, no_copy=not copy)
-
-
-@lru_cache(maxsize=4096)
-def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """(height, width) after resizing the shorter side to `shorter`; the other side is rounded to nearest, halves up."""
-    short = min(height, width)
-    return (2 * height * shorter + short) // (2 * short), (2 * width * shorter + short) // (2 * short)
 
 
 def crop_region(size: tuple[int, int], shorter: int, crop: int, x: float, y: float) -> tuple[list[float], list[float]]:
