@@ -38,6 +38,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> MediaInfo:
     grain = np.random.default_rng(0).normal(0, 4, (HEIGHT, WIDTH, 3))
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream("libx264", rate=30, options={"g": "250", "sc_threshold": "0"})
+        video.codec_context.thread_type = "FRAME"  # one slice a frame, as the encoder's own program has by default
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         sound: Any = container.add_stream("aac", rate=48_000, layout="stereo")
         for k in range(FRAMES):
