@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from jmt_fast.media import colour, frames, probe, select, video
+from jmt_fast.media import colour, decode, frames, probe, select
 
 VARYING = tuple(np.cumsum([0.0] + [(33, 40, 17, 50)[n % 4] / 1000 for n in range(59)]).tolist())
 GAPS = tuple(n / 30 + (0.4 if n > 20 else 0) + (2.0 if n > 41 else 0) for n in range(60))
@@ -293,7 +293,7 @@ def test_a_seek_changes_nothing(make, case, monkeypatch):
     """From the first keyframes and the last, and from frames around them."""
     path = make(case)
     info = probe(path)
-    monkeypatch.setattr(video, "SEEK_FRAMES", 1)
+    monkeypatch.setattr(decode, "SEEK_FRAMES", 1)
     linear = {index: frame for index, _, frame in frames(path)}
     near = {int(key) + step for key in (*info.keyframes[:4], info.keyframes[-1]) for step in (-1, 0, 1, 5)}
     for start in sorted({*near, info.frames - 1} & set(range(info.frames))):
@@ -325,15 +325,15 @@ def test_a_seek_saves_decoding(make, case, monkeypatch):
     before = info.keyframes[info.keyframes < info.frames - 1]
     if len(before) < 2 or not info.timed or "refresh" in case:
         pytest.skip("a single keyframe, no presentation times, or none but a linear decode is exact")
-    monkeypatch.setattr(video, "SEEK_FRAMES", 1)
+    monkeypatch.setattr(decode, "SEEK_FRAMES", 1)
     decoded = []
-    run = video._decoded
+    run = decode._decoded
 
     def count(*given):
         for each in run(*given):
             decoded.append(each)
             yield each
 
-    monkeypatch.setattr(video, "_decoded", count)
+    monkeypatch.setattr(decode, "_decoded", count)
     assert [index for index, _, _ in frames(path, info.frames - 1)] == [info.frames - 1]
     assert len(decoded) <= 2 * (info.frames - before[-2])

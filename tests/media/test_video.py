@@ -11,7 +11,7 @@ import pytest
 from nvidia.dali import fn, pipeline_def
 
 from jmt_fast.errors import MediaError
-from jmt_fast.media import frames, probe, select, video
+from jmt_fast.media import decode, frames, probe, select
 
 VARYING = tuple(np.cumsum([0.0] + [(33, 40, 17, 50)[n % 4] / 1000 for n in range(69)]).tolist())
 
@@ -104,14 +104,14 @@ def test_a_seek_changes_nothing(film, kit, case):
 def test_a_far_start_decodes_from_a_keyframe_near_it(film, kit, monkeypatch):
     path = film(times=kit.steps(200), keyframes=20)
     decoded = []
-    run = video._decoded
+    run = decode._decoded
 
     def count(*arguments):
         for frame in run(*arguments):
             decoded.append(frame)
             yield frame
 
-    monkeypatch.setattr(video, "_decoded", count)
+    monkeypatch.setattr(decode, "_decoded", count)
     assert [kit.number_of(frame) for _, _, frame in frames(path, 165, 170)] == [165, 166, 167, 168, 169]
     assert len(decoded) < 25
 
@@ -120,14 +120,14 @@ def test_a_far_start_decodes_from_a_keyframe_near_it(film, kit, monkeypatch):
 def test_frames_that_nobody_needs_are_not_decoded(film, kit, monkeypatch, codec):
     """Of three B-frames in a row two are referred to by none."""
     path = film(times=kit.steps(120), codec=codec, b_frames=3, keyframes=60)
-    decoded, run = [], video._decoded
+    decoded, run = [], decode._decoded
 
     def count(*arguments):
         for frame in run(*arguments):
             decoded.append(frame)
             yield frame
 
-    monkeypatch.setattr(video, "_decoded", count)
+    monkeypatch.setattr(decode, "_decoded", count)
     assert [kit.number_of(frame) for _, _, frame in frames(path, step=30)] == [0, 30, 60, 90]
     assert len(decoded) < 70
     decoded.clear()
