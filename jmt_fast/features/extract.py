@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,11 +16,12 @@ from jmt_fast.data.recording import OpenRecording
 from jmt_fast.data.windows import clip_frames, clip_times
 from jmt_fast.errors import MediaError
 from jmt_fast.faces import Cropper, Detector, Person, detector, find_people, looked_at, meant
-from jmt_fast.features.frames import FrameSource, ahead, choose_decoder
+from jmt_fast.features.frames import FrameSource, choose_decoder
 from jmt_fast.features.store import VideoFeatures
 from jmt_fast.features.turns import Turns
 from jmt_fast.models import Backbones, Clips, fast_inference
 from jmt_fast.runtime import Runtime
+from jmt_fast.threads import ahead
 
 CLIPS_PER_BLOCK = 32  # the float32 frames of such a block take 42 MB at 224 x 224 and a stride of 8
 Progress = Callable[[int, int], None]
@@ -161,16 +163,17 @@ class ClipStream:
         config = self._extractor.config
         sound = self._recording.sound(config.sound.sample_rate)
         first = 0
-        while first < len(self._times):
-            clips = self._source.clips(self._frames[first : first + CLIPS_PER_BLOCK])
-            if self._source.ended is not None and self._source.ended < len(self.timestamps):
-                if not self._source.ended:
-                    raise MediaError(
-                        f"{self._recording.recording.video}: no frame can be decoded; convert or replace the file"
-                    )
-                self._plan(self.timestamps[: self._source.ended])
-                continue
-            times = self._times[first : first + CLIPS_PER_BLOCK]
-            windows = np.stack([sound.window(time, config.sound.samples) for time in times])
-            yield first, times, clips, self._extractor.graph.spectrograms(windows)
-            first += len(times)
+        with closing(self._source):
+            while first < len(self._times):
+                clips = self._source.clips(self._frames[first : first + CLIPS_PER_BLOCK])
+                if self._source.ended is not None and self._source.ended < len(self.timestamps):
+                    if not self._source.ended:
+                        raise MediaError(
+                            f"{self._recording.recording.video}: no frame can be decoded; convert or replace the file"
+                        )
+                    self._plan(self.timestamps[: self._source.ended])
+                    continue
+                times = self._times[first : first + CLIPS_PER_BLOCK]
+                windows = np.stack([sound.window(time, config.sound.samples) for time in times])
+                yield first, times, clips, self._extractor.graph.spectrograms(windows)
+                first += len(times)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +16,12 @@ from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import Cropper
 from jmt_fast.media.route import Route
 from jmt_fast.models import Clips
+from jmt_fast.threads import ahead
 
 log = logging.getLogger(__name__)
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
 BLACK = np.zeros((16, 16, 3), np.uint8)
 Chunk = list[tuple[int, np.ndarray | None]]
-Item = TypeVar("Item")
 Prepared = tuple[list[int], list[int], torch.Tensor]  # frame indices, those of them that are black, (n, 3, crop, crop)
 
 
@@ -69,6 +67,10 @@ class FrameSource:
         frames = torch.stack([self._frame(int(index)) for index in indices])
         return Clips(frames, torch.from_numpy(places.reshape(rows.shape)))
 
+    def close(self) -> None:
+        """Let go of the file, the thread that reads it and the frames that it has read on."""
+        self._source.close()
+
     def _frame(self, index: int) -> torch.Tensor:
         if index not in self._ready:  # only where the stream ended early and its last clip moved off the grid
             index = max((ready for ready in self._ready if ready <= index), default=min(self._ready))
@@ -84,7 +86,7 @@ class FrameSource:
         self.missing += black
         self._next += len(indices)
 
-    def _decoded(self) -> Iterator[Prepared]:
+    def _decoded(self) -> Generator[Prepared]:
         """Decoded by the graph itself: every frame passes, the wanted ones are kept."""
         try:
             for first, frames in self._graph.decoded(self._recording.info):
@@ -96,7 +98,7 @@ class FrameSource:
             log.debug("%s; PyAV from there on", error)
             yield from self._fed()
 
-    def _fed(self) -> Iterator[Prepared]:
+    def _fed(self) -> Generator[Prepared]:
         """Decoded by PyAV, or read from face crops, and fed to the graph."""
         wanted = self._wanted[self._next :]
         position = 0
@@ -145,12 +147,3 @@ def _decoder(recording: OpenRecording, graph: ClipGraph, cropper: Cropper | None
 def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:
     while chunk := list(islice(frames, CHUNK)):
         yield chunk
-
-
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, none of them None; the next one is made in a thread of its own while the last one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        future = pool.submit(next, items, None)
-        while (item := future.result()) is not None:
-            future = pool.submit(next, items, None)
-            yield item

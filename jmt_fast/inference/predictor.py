@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from jmt_fast.features import Block, Extractor, VideoFeatures, run_sequences
 from jmt_fast.inference.trace import Trace
 from jmt_fast.models import Checkpoint, prepare_fusion
 from jmt_fast.runtime import Runtime
+from jmt_fast.threads import threads
 
 Progress = Callable[[int, int], None]
 LOOKING = 0.1  # of the bar; what finding faces takes of the time on a processor, or less
@@ -128,7 +129,7 @@ class Predictor:
                 return [Outcome(path, error=error)]
 
         left = map(Path, paths)
-        with ThreadPoolExecutor(together, thread_name_prefix="video") as pool:
+        with threads(together, "video") as pool:
             try:
                 work: set[Future[list[Outcome]]] = {pool.submit(one, path) for path in islice(left, together)}
                 while work:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import av
@@ -19,6 +19,7 @@ from jmt_fast.errors import MediaError
 from jmt_fast.media.colour import ToRGB
 from jmt_fast.media.decode import Wanted, decode
 from jmt_fast.media.probe import MediaInfo, probe
+from jmt_fast.threads import threads
 
 AHEAD = 2  # frames that are decoded while an earlier one is converted
 
@@ -71,7 +72,7 @@ def select(
         return np.ascontiguousarray(np.rot90(to_rgb(frame, width, height), turns))
 
     waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="to-rgb") as pool:  # while this thread decodes the next frames
+    with threads(1, "to-rgb") as pool:  # while this thread decodes the next frames
         for index, frame in _shown(path, info, wanted):
             waiting.append((index, pool.submit(converted, frame)))
             if len(waiting) > AHEAD:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jmt_fast.errors import DataError
+from jmt_fast.threads import made_ahead
 from jmt_fast.training.clips import Clips
-
-Made = TypeVar("Made")
 
 
 def check_parts(batch: int, parts: int) -> None:
@@ -61,20 +57,6 @@ class ClipLoader:
             return f"clips {chosen[0]}, ...", (pictures, torch.from_numpy(self._clips.targets[chosen]))
 
         return made_ahead(make, len(self), self._workers)
-
-
-def made_ahead(make: Callable[[int], Made], steps: int, workers: int) -> Iterator[Made]:
-    """make(0), make(1), ... of `steps`; as many of the next ones as there are `workers`, threads, are being made."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="clips")
-    try:
-        left = iter(range(steps))
-        made = deque(pool.submit(make, step) for step in islice(left, workers))
-        while made:
-            ready = made.popleft().result()
-            made.extend(pool.submit(make, step) for step in islice(left, 1))
-            yield ready
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _numbers(state: Any, skipped: int, count: int) -> np.ndarray:

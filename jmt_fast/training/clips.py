@@ -18,8 +18,8 @@ from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_labels, cl
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import Cropper, Person, detector, find_people, looked_at, meant
-from jmt_fast.features.frames import ahead
 from jmt_fast.runtime import Runtime
+from jmt_fast.threads import ahead
 from jmt_fast.training.distributed import of_all, own
 
 CHUNK = 32  # decoded frames held at once: 200 MB at 1920 x 1080

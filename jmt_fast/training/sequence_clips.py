@@ -14,8 +14,8 @@ from jmt_fast.config import CLIP_FRAMES
 from jmt_fast.data import shown
 from jmt_fast.errors import JMTError
 from jmt_fast.features import VideoFeatures
+from jmt_fast.threads import made_ahead
 from jmt_fast.training.batches import Drawn, LabelledVideo, SequenceSampler
-from jmt_fast.training.clip_loader import made_ahead
 from jmt_fast.training.clips import Clips, Progress
 from jmt_fast.training.distributed import of_all, own_here
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,12 @@ import pytest
 import torch
 
 from jmt_fast.config import FrameConfig
-from jmt_fast.data import clip_frames, clip_times
+from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_times
 from jmt_fast.data.graph import ClipGraph
+from jmt_fast.features import Extractor
 from jmt_fast.features.frames import CHUNK, FrameSource
+from jmt_fast.models import load_backbones
+from jmt_fast.runtime import Runtime
 
 CONFIG = FrameConfig(resize=32, crop=32)
 
@@ -102,6 +108,33 @@ def test_a_stream_that_ends_early_is_noticed(graph: ClipGraph, end: int) -> None
         assert source.ended is None
     source.clips(rows[first : first + 1])
     assert source.ended == wanted[wanted < end].max() + 1
+
+
+def test_streams_let_go_of_their_files_and_threads(film, kit, small_features, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are read to the end or not, and without the help of the garbage collector."""
+    recording = OpenRecording(Recording("film", film(times=kit.steps(300))))
+    extractor = Extractor(small_features, load_backbones(small_features, "random", 0), Runtime.choose("cpu", "fp32"))
+    closed = []
+    shown = OpenRecording.frames
+
+    def frames(self: OpenRecording, *arguments: object) -> Iterator:
+        try:
+            yield from shown(self, *arguments)
+        finally:
+            closed.append(self)
+
+    monkeypatch.setattr(OpenRecording, "frames", frames)
+    gc.disable()
+    try:
+        for blocks in (1, 100):
+            list(islice(extractor.stream(recording, 4), blocks))
+            for thread in threading.enumerate():
+                if thread.name.startswith(("ahead", "to-rgb")):
+                    thread.join(20)
+                    assert not thread.is_alive(), thread.name
+    finally:
+        gc.enable()
+    assert closed == [recording] * 2
 
 
 def test_a_stream_without_any_frame(graph: ClipGraph) -> None:
