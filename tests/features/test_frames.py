@@ -124,13 +124,14 @@ def test_streams_let_go_of_their_files_and_threads(film, kit, small_features, mo
             closed.append(self)
 
     monkeypatch.setattr(OpenRecording, "frames", frames)
+    before = set(threading.enumerate())
     gc.disable()
     try:
         for blocks in (1, 100):
             list(islice(extractor.stream(recording, 4), blocks))
-            for thread in threading.enumerate():
+            for thread in set(threading.enumerate()) - before:
                 if thread.name.startswith(("ahead", "to-rgb")):
-                    thread.join(20)
+                    thread.join(60)
                     assert not thread.is_alive(), thread.name
     finally:
         gc.enable()

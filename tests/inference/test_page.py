@@ -221,13 +221,15 @@ def test_names_are_text(look: Any, film: Film, trace_of: Callable[..., Trace], t
     seen = look(index)
     shown = " ".join(os.fsencode(video.name).decode(errors="replace").split())
     assert " ".join(seen.page.locator("tbody a").inner_text().split()) == shown.removesuffix(".mp4")
-    seen.page.locator("tbody a").click()
+    with seen.page.expect_navigation():
+        seen.page.locator("tbody a").click()
     seen.ready()
     assert " ".join(seen.page.title().split()) == shown
     assert seen.page.locator("img, b[onclick]").count() == 0
     assert len(seen.requests) == 3
     assert page.parent.name == "pages"
-    seen.page.locator("header a").click()
+    with seen.page.expect_navigation():
+        seen.page.locator("header a").click()
     assert seen.page.locator("tbody tr").count() == 1
 
 

@@ -18,6 +18,7 @@ from jmt_fast.data.graph import ClipGraph
 from jmt_fast.data.synthetic import synthesise
 from jmt_fast.errors import CheckpointError, MediaError
 from jmt_fast.features import VideoFeatures, run_sequences
+from jmt_fast.features.frames import CHUNK, FrameSource
 from jmt_fast.inference import Predictor
 from jmt_fast.models import Checkpoint, ReferenceJMT
 
@@ -129,17 +130,26 @@ def test_frames_lost_inside_are_marked(predictor: Predictor, film: Film, kit: Si
     assert valid[64:].all()
 
 
-def test_memory_does_not_grow_with_the_length(predictor: Predictor, film: Film, kit: SimpleNamespace) -> None:
+def test_memory_does_not_grow_with_the_length(
+    predictor: Predictor, film: Film, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks in flight, not the video, decide what is held: four times the frames may not hold four times as much."""
+    held: list[int] = []
+    pull = FrameSource._pull
+
+    def watched(self: FrameSource) -> None:
+        pull(self)
+        held.append(len(self._ready))
+
+    monkeypatch.setattr(FrameSource, "_pull", watched)
     peaks = []
-    for seconds in (20, 80):
+    for seconds in (40, 160):
+        held.clear()
         path = film(times=kit.steps(seconds * 15, 15), size=(16, 16))
-        held = []
-        stream = predictor.extractor.stream(OpenRecording(Recording("film", path)), 8)
-        for _ in stream:
-            held.append(len(stream._source._ready))
+        for _ in predictor.extractor.stream(OpenRecording(Recording("film", path)), 8):
+            pass
         peaks.append(max(held))
-    assert peaks[1] <= peaks[0] + 1
+    assert peaks[1] <= peaks[0] + CHUNK
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

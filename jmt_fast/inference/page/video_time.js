@@ -1,6 +1,6 @@
 /* ---- time: `now` is the truth, the video follows it or, when it plays, leads it ----
    Browsers count on the container's clock, as the traces do, also where the video begins late on it. */
-let now = begin, wanted = null, playable = false, running = null;
+let now = begin, wanted = null, asked = null, playable = false, running = null;
 const toMedia = (time) => Math.max(time, 0) + NEAR; // a little behind a frame's begin, so that rounding does not show the one before
 const playing = () => (playable ? !video.paused : running !== null);
 
@@ -8,15 +8,22 @@ function seek(time) {
   now = clamp(time, begin, end);
   if (running !== null) running = performance.now() / 1000 - now;
   wanted = now;
-  if (playable && !video.seeking) video.currentTime = toMedia(now);
   if (!playable) wanted = null;
+  else if (!video.seeking) ask();
   reveal();
   show();
 }
+function ask() {
+  asked = wanted;
+  video.currentTime = toMedia(asked);
+}
 video.addEventListener("seeked", () => {
-  if (wanted !== null && Math.abs(video.currentTime - toMedia(wanted)) > NEAR) video.currentTime = toMedia(wanted);
-  else wanted = null;
+  if (video.seeking) return; // on its way elsewhere already
+  if (wanted !== asked) ask(); else wanted = null; // not by its time: one that plays has moved on
 });
+// Chromium may leave an older picture on a paused video's screen after quick seeks, unless its frames are listened to.
+const listen = () => video.requestVideoFrameCallback?.(listen);
+listen();
 for (const event of ["seeking", "timeupdate"]) {
   video.addEventListener(event, () => { // the video's own controls
     if (wanted === null && Math.abs(video.currentTime - now) > 2 * NEAR) {
