@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jmt_fast.config import CLIP_FRAMES, FeatureConfig, JMTConfig
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.features.extract import CLIPS_PER_BLOCK
 from jmt_fast.inference import Crew, Predictor, Recipe, Settings, predict_collection
-from jmt_fast.inference.collection import Task, predict_one
+from jmt_fast.inference.collection import Task
 from jmt_fast.inference.ledger import DONE, Ledger, Row
 from jmt_fast.models import JMT, Checkpoint, Clips, load_backbones
 
@@ -111,35 +112,39 @@ def test_decoding_overlaps(video: Any, checkpoint: Any, device: torch.device, ra
 
 
 def test_short_videos(video: Any, checkpoint: Any, device: torch.device, question: Any, tmp_path: Path) -> None:
-    """1,000 videos of a second, which is shorter than a window, on the paper's networks where they take no hours."""
-    preset, total, bare_total = ("paper", 1000, 200) if device.type == "cuda" else ("demo", 1000, 200)
+    """1,000 videos of a second, which is shorter than a window, on the paper's networks where they take no hours.
+
+    Parts of the engine's run and of the loop take turns: between its parts the engine is not asked for results, so its
+    process finishes what it holds, which is not counted, and waits.
+    """
+    preset, total, part, warm = "paper" if device.type == "cuda" else "demo", 1000, 50, 4
     path, folder = video(1, 320, 240, 30), checkpoint(preset)
     links = [tmp_path / f"{number}.mp4" for number in range(total)]
     for link in links:
         os.link(path, link)
     settings = Settings(weights="")
-    predictor = Predictor.from_pretrained(folder, device.type)
-
-    def bare() -> float:
+    recipe, crew = Recipe(folder, settings, (device.type,)), Crew(1)
+    alone = recipe(0)
+    results = predict_collection(links, tmp_path / "out", recipe, settings, crew)
+    engine, loop = [], []
+    for first in range(0, total, part):
+        marks = []
+        for known in islice(results, part):
+            assert known.row.status == DONE, known.row.error
+            marks.append(time.perf_counter())
+        held = 1 + crew.together  # done or begun before this part, and the one whose end starts the clock
+        engine.append((marks[-1] - marks[held]) / (part - 1 - held))
+        time.sleep(1)
         begin = time.perf_counter()
-        for number in range(bare_total):
-            predict_one(predictor, settings, Task(links[number], tmp_path / f"bare{number}"), lambda share: None)
-        return (time.perf_counter() - begin) / bare_total
-
-    bare()  # builds the graphs
-    loops = [bare()]
-    warm, marks = total // 5, []
-    recipe = Recipe(folder, settings, (device.type,))
-    for known in predict_collection(links, tmp_path / "out", recipe, settings, Crew(1)):
-        assert known.row.status == DONE, known.row.error
-        marks.append(time.perf_counter())
-    engine = (marks[-1] - marks[warm]) / (total - 1 - warm)
-    loops.append(bare())
-    loop = sum(loops) / 2
+        for number in range(first, first + part):
+            alone(Task(links[number], tmp_path / f"bare{number}"), lambda share: None)
+        loop.append((time.perf_counter() - begin) / part)
+    engine, loop = engine[warm:], loop[warm:]
+    over = float(np.median(np.divide(engine, loop))) - 1
     shape = f"{total} videos of 1 s, {preset} networks"
-    question.row(shape, BARE, Timing.of(loops, "wall clock"), ratio=1.0, over=0.0)
-    question.row(shape, ENGINE, Timing.of([engine], "wall clock"), ratio=loop / engine, over=engine / loop - 1)
-    assert engine / loop < 1.02
+    question.row(shape, BARE, Timing.of(loop, "wall clock"), ratio=1.0, over=0.0)
+    question.row(shape, ENGINE, Timing.of(engine, "wall clock"), ratio=1 / (1 + over), over=over)
+    assert over < 0.02
 
 
 def row(number: int) -> Row:

@@ -15,6 +15,7 @@ CLIP_STEP = 32  # thirtieths of a second between the clips of a sequence
 TICK = 1 / 30  # seconds: the unit of strides
 CLIP_SECONDS = CLIP_STEP * TICK
 Region = Literal["face", "center", "none"]
+DetectorName = Literal["centerface", "yunet"]
 Stride = Literal[1, 2, 4, 8, 16, 32]  # thirtieths of a second between clips
 STRIDES = get_args(Stride)
 UNANNOTATED = -5.0
@@ -151,10 +152,12 @@ class FeatureConfig(Config):
     """Everything between a file and the two CNN features of a clip, weights excepted.
 
     `region`: what the networks see of a raw video's frame: an upright `face`, the `center` square, or all of it in a
-    square with black bars (`none`). Prepared face crops are taken as they are, whatever it says.
+    square with black bars (`none`). Prepared face crops are taken as they are, whatever it says. `detector`: what
+    looks for faces.
     """
 
     region: Region = "center"
+    detector: DetectorName = "centerface"
     frames: FrameConfig = FrameConfig()
     sound: SpectrogramConfig = SpectrogramConfig()
     visual: VisualConfig = VisualConfig()

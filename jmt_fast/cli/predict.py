@@ -36,6 +36,11 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+class DetectorName(StrEnum):
+    centerface = "centerface"
+    yunet = "yunet"
+
+
 class Crop(StrEnum):
     face = "face"
     middle = "center"  # every string has a method `center`
@@ -91,6 +96,10 @@ def predict(
             show_default="what the checkpoint was trained with",
         ),
     ] = None,
+    detector: Annotated[
+        DetectorName | None,
+        typer.Option(help="What looks for faces.", show_default="what the checkpoint was trained with"),
+    ] = None,
     person: Annotated[
         str, typer.Option(help="Whose face: largest, all (a file each), or the number of one; 0 is the largest.")
     ] = "largest",
@@ -135,11 +144,15 @@ def predict(
     from jmt_fast.models.checkpoint import load_feature_config
 
     found = find_videos(videos, sys.stdin.buffer)
-    region = crop.value if crop else load_feature_config(checkpoint).region
+    features = load_feature_config(checkpoint)
+    region = crop.value if crop else features.region
+    looks = (detector.value if detector else features.detector) if region == "face" else None
+    if detector and not looks:
+        raise typer.BadParameter(f"faces are looked for by --crop face only, not {region}", param_hint="--detector")
     if person != "largest" and region != "face":
         raise typer.BadParameter(f"people are told apart by --crop face only, not {region}", param_hint="--person")
     settings = Settings(
-        weights=weights_digest(checkpoint), region=region, stride=int(stride), person=person,
+        weights=weights_digest(checkpoint), region=region, detector=looks, stride=int(stride), person=person,
         precision=precision.value, smooth=windows, format=format.value, plot=plot,
     )  # type: ignore[arg-type]  # fmt: skip
     if workers is None and len(found.videos) == 1 and not (timeout or memory) and engine is EngineName.local:

@@ -24,7 +24,7 @@ from jmt_fast.cli.options import (
     given,
     runtime,
 )
-from jmt_fast.cli.settings import CropOption, configured_backbones, configured_fusion
+from jmt_fast.cli.settings import CropOption, DetectorOption, configured_backbones, configured_fusion
 from jmt_fast.errors import JMTError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def crossval(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     crop: CropOption = None,
+    detector: DetectorOption = None,
     store: Store = None,
     stride: StrideOption = Stride.four,
     model: Model = "jmt",
@@ -85,7 +86,9 @@ def crossval(
     if not folds.isdecimal() and not Path(folds).is_file():
         raise typer.BadParameter(f"{folds!r}: a number or a CSV file expected", param_hint="--folds")
     options = given(lr=lr, batch=batch, epochs=epochs) | {"seed": seed, "stride": int(stride)}
-    made = _experiment(data, out, backbones, preset, crop, store, model, options, changes, device, precision, compile)
+    made = _experiment(
+        data, out, backbones, preset, crop, detector, store, model, options, changes, device, precision, compile
+    )
     known = None if folds.isdecimal() else read_folds(Path(folds), made.recordings)
     parts = partitions(made.recordings, made.labelled, int(folds) if known is None else 0, seed, known)
     with show.bar("Cross-validation") as progress:
@@ -116,6 +119,7 @@ def search(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     crop: CropOption = None,
+    detector: DetectorOption = None,
     store: Store = None,
     stride: StrideOption = Stride.four,
     model: Model = "jmt",
@@ -140,7 +144,9 @@ def search(
         _numbers("--momentum", momentum, zero=True), _numbers("--lag", lag, zero=True),
     )  # fmt: skip
     options = given(epochs=epochs) | {"seed": seed, "stride": int(stride)}
-    made = _experiment(data, out, backbones, preset, crop, store, model, options, changes, device, precision, compile)
+    made = _experiment(
+        data, out, backbones, preset, crop, detector, store, model, options, changes, device, precision, compile
+    )
     identity = {
         "model": made.model.model_dump(mode="json"), "precision": made.runtime.precision,
         "backbones": made.backbones.digest(),
@@ -182,6 +188,7 @@ def ablate(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     crop: CropOption = None,
+    detector: DetectorOption = None,
     store: Store = None,
     stride: StrideOption = Stride.four,
     changes: Changes = None,
@@ -203,7 +210,9 @@ def ablate(
         raise typer.BadParameter(f"{unknown[0]!r}: choose of {', '.join(VARIANTS)}", param_hint="--only")
     names = list(dict.fromkeys([BASE, *(only or VARIANTS)]))
     options = given(lr=lr, batch=batch, epochs=epochs) | {"stride": int(stride)}
-    made = _experiment(data, out, backbones, preset, crop, store, BASE, options, changes, device, precision, compile)
+    made = _experiment(
+        data, out, backbones, preset, crop, detector, store, BASE, options, changes, device, precision, compile
+    )
     with show.bar("Ablation") as progress:
         rows = ablate(
             out, names, range(seeds), made.labelled, made.model, made.training, made.backbones.audio, made.runtime,
@@ -232,8 +241,9 @@ def _require(package: str) -> None:
 
 
 def _experiment(
-    data: Path, out: Path, backbones: str, preset: str, crop: Any, store: Path | None, model: str,
-    options: dict[str, Any], changes: list[str] | None, device: str, precision: Precision, compile: bool | None,
+    data: Path, out: Path, backbones: str, preset: str, crop: Any, detector: Any, store: Path | None,
+    model: str, options: dict[str, Any], changes: list[str] | None, device: str, precision: Precision,
+    compile: bool | None,
 ) -> Experiment:  # fmt: skip
     """Everything that the options name, with the features extracted that the store lacks."""
     from jmt_fast.cli import show
@@ -242,7 +252,7 @@ def _experiment(
 
     machine = runtime(device, precision, compile)
     recordings = load(data)
-    config, networks = configured_backbones(backbones, preset, recordings, crop)
+    config, networks = configured_backbones(backbones, preset, recordings, crop, detector)
     chosen, training = configured_fusion(model, options, changes)
     opened = open_store(store or out / "features", config, networks, training.stride, machine)
     with show.bar("Extracting features") as progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from jmt_fast.cli.predict import Crop
+from jmt_fast.cli.predict import Crop, DetectorName
 
 if TYPE_CHECKING:
     from jmt_fast.config import FeatureConfig, FusionTraining, JMTConfig, UnfrozenTraining
@@ -22,11 +22,15 @@ CropOption = Annotated[
         show_default="the backbones', center for new ones",
     ),
 ]
+DetectorOption = Annotated[
+    DetectorName | None,
+    typer.Option(help="What looks for faces with --crop face.", show_default="the backbones', centerface for new ones"),
+]
 BASELINES = ("audio", "visual", "concat", "cross_attention")
 
 
 def configured_backbones(
-    weights: str, preset: str, recordings: list[Recording], crop: Crop | None
+    weights: str, preset: str, recordings: list[Recording], crop: Crop | None, detector: DetectorName | None
 ) -> tuple[FeatureConfig, Backbones]:
     """The feature configuration and the backbones; a folder brings its own configuration.
 
@@ -45,6 +49,8 @@ def configured_backbones(
         config = config.model_copy(update={"region": crop.value})
     elif all(recording.crops for recording in recordings):
         config = config.model_copy(update={"region": "face"})
+    if detector is not None:
+        config = config.model_copy(update={"detector": detector.value})
     return config, load_backbones(config, weights)
 
 

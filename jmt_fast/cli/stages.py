@@ -46,6 +46,7 @@ def train_visual(
             training,
             machine,
             region=config.region,
+            find=config.detector,
             out=out,
             resume=resume,
             progress=progress,

@@ -26,6 +26,7 @@ from jmt_fast.cli.options import (
 )
 from jmt_fast.cli.settings import (
     CropOption,
+    DetectorOption,
     configuration,
     configured_backbones,
     configured_fusion,
@@ -49,6 +50,7 @@ def features(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     crop: CropOption = None,
+    detector: DetectorOption = None,
     stride: Annotated[Stride, typer.Option(help="Thirtieths of a second between clips.")] = Stride.four,
     device: Device = "auto",
     precision: PrecisionOption = Precision.auto,
@@ -66,7 +68,7 @@ def features(
     from jmt_fast.training.experiment import open_store
 
     recordings = load(data)
-    config, networks = configured_backbones(backbones, preset, recordings, crop)
+    config, networks = configured_backbones(backbones, preset, recordings, crop, detector)
     machine = runtime(device, precision, compile)
     opened = open_store(store, config, networks, int(stride), machine)
     with show.bar("Extracting features") as progress:
@@ -93,6 +95,7 @@ def train(
     backbones: BackbonesOption = "pretrained",
     preset: FeaturePreset = "paper",
     crop: CropOption = None,
+    detector: DetectorOption = None,
     model: Annotated[
         str | None,
         typer.Option(help="jmt, literal, abaw6, audio, visual, concat or cross_attention.", show_default="jmt"),
@@ -135,7 +138,7 @@ def train(
     options = given(lr=lr, momentum=momentum, batch=batch, epochs=epochs) | {"seed": seed}
     machine = runtime(device, precision, compile)
     recordings = load(data)
-    config, networks = configured_backbones(backbones, preset, recordings, crop)
+    config, networks = configured_backbones(backbones, preset, recordings, crop, detector)
     store = store or out / "features"
     with distributed.processes(machine) as own:
         again = resume or distributed.restarted()

@@ -3,11 +3,11 @@
 from jmt_fast.faces.crops import Cropper, find_people, looked_at
 from jmt_fast.faces.detector import DETECTORS, Detector, Faces, detector
 from jmt_fast.faces.track import Person, choose, meant, people
-from jmt_fast.faces.weights import IDENTITY
+from jmt_fast.faces.weights import WEIGHTS
 
 __all__ = [
     "DETECTORS",
-    "IDENTITY",
+    "WEIGHTS",
     "Cropper",
     "Detector",
     "Faces",

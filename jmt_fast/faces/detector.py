@@ -47,7 +47,13 @@ def _centerface(runtime: Runtime) -> Detector:
     return CenterFace.pretrained(runtime.device, runtime.dtype)
 
 
-DETECTORS: dict[str, Callable[[Runtime], Detector]] = {"centerface": _centerface}
+def _yunet(runtime: Runtime) -> Detector:
+    from jmt_fast.faces.yunet import YuNet
+
+    return YuNet.pretrained(runtime.device, runtime.dtype)
+
+
+DETECTORS: dict[str, Callable[[Runtime], Detector]] = {"centerface": _centerface, "yunet": _yunet}
 
 
 def detector(runtime: Runtime, name: str = "centerface") -> Detector:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 FLOAT = 1  # TensorProto.DataType
 
@@ -45,6 +47,26 @@ def read(data: bytes) -> Graph:
     except (ValueError, IndexError, struct.error, TypeError, OverflowError) as error:
         raise ValueError(f"not an ONNX model: {error}") from error
     return Graph(nodes, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+def take_over(net: nn.Module, graph: Graph, name: str) -> None:
+    """The weights of the graph's layers for the network's, which stand in the order in which the graph runs them.
+
+    Raises ValueError where they are others than those of the network `name`.
+    """
+    kinds = {"Conv": nn.Conv2d, "ConvTranspose": nn.ConvTranspose2d, "BatchNormalization": nn.BatchNorm2d}
+    nodes = [node for node in graph.nodes if node.op in kinds]
+    layers = [layer for layer in net.modules() if isinstance(layer, tuple(kinds.values()))]
+    if [kinds[node.op] for node in nodes] != [type(layer) for layer in layers]:
+        raise ValueError(f"the file's layers are not {name}'s")
+    with torch.no_grad():
+        for node, layer in zip(nodes, layers, strict=True):
+            parts = ("weight", "bias", "running_mean", "running_var")
+            for part, source in zip(parts, node.inputs[1:], strict=False):
+                value, place = torch.from_numpy(graph.tensors[source].copy()), getattr(layer, part)
+                if place.shape != value.shape:
+                    raise ValueError(f"{source}: {tuple(value.shape)}, expected {tuple(place.shape)}")
+                place.copy_(value)
 
 
 def _node(message: memoryview) -> Node:

@@ -71,7 +71,7 @@ class Extractor:
 
     @cached_property
     def _detector(self) -> Detector:
-        found = detector(self.runtime)
+        found = detector(self.runtime, self.config.detector)
         return lambda pictures: self.turns(found, pictures)
 
     def looks_for_faces(self, recording: OpenRecording) -> bool:

@@ -20,7 +20,7 @@ from jmt_fast.config import Config, FeatureConfig, Stride
 from jmt_fast.data import Recording
 from jmt_fast.data.windows import chains
 from jmt_fast.errors import DataError, MediaError
-from jmt_fast.faces import IDENTITY
+from jmt_fast.faces import WEIGHTS
 from jmt_fast.media import COLOUR_RULE
 from jmt_fast.models import Backbones
 
@@ -89,7 +89,7 @@ class StoreKey(Config):
                 "weights": backbones.feature_digest(),
                 "stride": stride,
                 "precision": precision,
-                "detector": IDENTITY if features.region == "face" else None,
+                "detector": WEIGHTS[features.detector].identity if features.region == "face" else None,
             }
         )
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from jmt_fast import __version__
-from jmt_fast.config import Config, Region, Stride
+from jmt_fast.config import Config, DetectorName, Region, Stride
 from jmt_fast.errors import CheckpointError
 from jmt_fast.inference.formats import files
 from jmt_fast.inference.ledger import DONE, FAILED, QUARANTINED, Ledger, Row, as_line, as_text, now
@@ -34,6 +34,7 @@ class Settings(Config):
 
     weights: str
     region: Region | None = None
+    detector: DetectorName | None = None
     stride: Stride = 8
     person: str = "largest"
     precision: str = "auto"
@@ -84,6 +85,7 @@ class Recipe:
             self.settings.precision,
             self.compile,
             self.settings.region,
+            self.settings.detector,
         )
         return partial(predict_one, predictor, self.settings)
 

@@ -12,7 +12,7 @@ from threading import Event
 import numpy as np
 import torch
 
-from jmt_fast.config import CLIP_STEP, Region
+from jmt_fast.config import CLIP_STEP, DetectorName, Region
 from jmt_fast.data import OpenRecording, Recording
 from jmt_fast.data.traces import to_frames
 from jmt_fast.errors import MediaError
@@ -39,9 +39,17 @@ class Outcome:
 class Predictor:
     """A loaded checkpoint, ready for any number of videos."""
 
-    def __init__(self, checkpoint: Checkpoint, runtime: Runtime, region: Region | None = None) -> None:
-        """`region`: what to see of a frame, by default what the checkpoint was trained with (`FeatureConfig`)."""
-        features = checkpoint.features.model_copy(update={"region": region or checkpoint.features.region})
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        runtime: Runtime,
+        region: Region | None = None,
+        detector: DetectorName | None = None,
+    ) -> None:
+        """`region`: what to see of a frame, `detector`: what looks for faces; by default what the checkpoint was
+        trained with (`FeatureConfig`)."""
+        changes = {"region": region, "detector": detector}
+        features = checkpoint.features.model_copy(update={name: new for name, new in changes.items() if new})
         self.fusion = prepare_fusion(checkpoint.fusion, runtime)
         self.audio = checkpoint.backbones.audio.to(runtime.device)
         self.extractor = Extractor(features, checkpoint.backbones.to(runtime.device), runtime)
@@ -54,12 +62,13 @@ class Predictor:
         precision: str = "auto",
         compile: bool | None = None,
         region: Region | None = None,
+        detector: DetectorName | None = None,
     ) -> Predictor:
         """Load a checkpoint folder.
 
         Raises CheckpointError when a part is missing, damaged or of another configuration.
         """
-        return cls(Checkpoint.load(folder), Runtime.choose(device, precision, compile), region)
+        return cls(Checkpoint.load(folder), Runtime.choose(device, precision, compile), region, detector)
 
     def predict(
         self,

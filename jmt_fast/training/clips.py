@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jmt_fast.config import CLIP_FRAMES, Region
+from jmt_fast.config import CLIP_FRAMES, DetectorName, Region
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_labels, clip_times
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, MediaError
@@ -84,9 +84,9 @@ class ClipReader(Clips):
 
     Each clip is a seek to the keyframe before it. Safe to use from several threads. Clips without a label are left out
     unless `every`. Of raw videos with region `face` the faces are looked for here, once, by the ranks together, on
-    `runtime`. A recording that cannot be probed, or whose person is not there, is passed over with a warning; frames
-    that cannot be decoded are black. Raises DataError when no clip is left, JMTError when the face detector cannot be
-    had; `frames` raises MediaError for a file that has become unreadable.
+    `runtime`, with the detector that `find` names. A recording that cannot be probed, or whose person is not there, is
+    passed over with a warning; frames that cannot be decoded are black. Raises DataError when no clip is left, JMTError
+    when the face detector cannot be had; `frames` raises MediaError for a file that has become unreadable.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class ClipReader(Clips):
         *,
         every: bool = False,
         region: Region = "center",
+        find: DetectorName = "centerface",
         runtime: Runtime | None = None,
     ) -> None:
         super().__init__(graph)
@@ -107,7 +108,7 @@ class ClipReader(Clips):
         self._open(recordings, progress)
         self._croppers: list[Cropper | None] = [None] * len(self.opened)
         if region != "center":
-            self._crop(region, runtime, progress)
+            self._crop(region, find, runtime, progress)
         targets, times = [np.zeros((0, 2), np.float32)], [np.zeros(0)]
         rows, videos = [np.zeros((0, CLIP_FRAMES), np.int64)], [np.zeros(0, np.int64)]
         for number, opened in enumerate(self.opened):
@@ -172,13 +173,13 @@ class ClipReader(Clips):
             total += count * 3 * side * side * max(sides) // min(sides)
         return total
 
-    def _crop(self, region: Region, runtime: Runtime | None, progress: Progress | None) -> None:
+    def _crop(self, region: Region, name: DetectorName, runtime: Runtime | None, progress: Progress | None) -> None:
         """Cut faces, or whole pictures in squares, out of raw videos from now on."""
         raw = [number for number, opened in enumerate(self.opened) if opened.recording.crops is None]
         people: dict[int, Person | MediaError] = {}
         if region == "face" and raw:
             assert runtime is not None
-            find, mine = detector(runtime), own(raw)
+            find, mine = detector(runtime, name), own(raw)
             for done, number in enumerate(mine):
                 opened = self.opened[number]
                 try:

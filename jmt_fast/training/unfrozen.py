@@ -102,7 +102,7 @@ def fit_unfrozen(
             def opened(name: str, recordings: Sequence[Recording]) -> SequenceClips:
                 reader = ClipReader(
                     recordings, graph, config.stride, progress=progress, every=True, region=features.region,
-                    runtime=runtime,
+                    find=features.detector, runtime=runtime,
                 )  # fmt: skip
                 clips = open_clips(temporary / f"{name}{rank()}", reader, progress)
                 return SequenceClips(temporary / f"{name}-sound", clips, config.stride, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jmt_fast.config import FrameConfig, Region, VisualTraining
+from jmt_fast.config import DetectorName, FrameConfig, Region, VisualTraining
 from jmt_fast.data import Recording
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.models import VisualBackbone
@@ -79,19 +79,21 @@ def fit_visual(
     runtime: Runtime,
     *,
     region: Region = "center",
+    find: DetectorName = "centerface",
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
     """SGD (or Adam) on the CCC loss of batches of clips; the linear head is dropped, `backbone` gets the best weights.
 
-    `region`: what is seen of a raw video's frame; a face is cut out upright before it is resized.
-    The frames that the labelled clips need are decoded once into a temporary file (in `out` where given), or, where the
-    disk has no room for them, anew each time. Clips are shuffled over all videos; random crop and flip are the same for
-    all frames of a clip; an incomplete last batch is left out. Validation takes the centre crop and compares clips, not
-    frames: mean CCC over all labelled clips selects the epoch. On a CPU always in FP32, not compiled. Of several
-    processes each decodes, trains on and validates its part, and the step is, but for dropout, that of one process with
-    the whole batch. With `out`: `best/visual.safetensors`, `last.pt`, `metrics.jsonl`.
+    `region`: what is seen of a raw video's frame; a face, which `find` looks for, is cut out upright before it is
+    resized. The frames that the labelled clips need are decoded once into a temporary file (in `out` where given),
+    or, where the disk has no room for them, anew each time. Clips are shuffled over all videos; random crop and
+    flip are the same for all frames of a clip; an incomplete last batch is left out. Validation takes the centre
+    crop and compares clips, not frames: mean CCC over all labelled clips selects the epoch. On a CPU always in
+    FP32, not compiled. Of several processes each decodes, trains on and validates its part, and the step is, but
+    for dropout, that of one process with the whole batch. With `out`: `best/visual.safetensors`, `last.pt`,
+    `metrics.jsonl`.
 
     Raises:
         DataError: no labelled clip in a split, a batch that the processes cannot share evenly.
@@ -99,6 +101,7 @@ def fit_visual(
     """
     check_parts(config.batch, ranks())  # before anything is decoded
     runtime = trainable(runtime)
+    seen = {"region": region, "detector": find}
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(config.seed)
         network = VisualRegressor(backbone, frames, config.dropout)
@@ -108,7 +111,7 @@ def fit_visual(
 
         def opened(name: str, recordings: Sequence[Recording]) -> Clips:
             labels = config.stride, config.label, config.label_lag
-            reader = ClipReader(recordings, graph, *labels, progress, region=region, runtime=runtime)
+            reader = ClipReader(recordings, graph, *labels, progress, region=region, find=find, runtime=runtime)
             return open_clips(temporary / f"{name}{rank()}", reader, progress)
 
         clips, held_out = opened("train", train), opened("validation", validation)
@@ -120,7 +123,7 @@ def fit_visual(
             epochs=config.epochs,
             patience=config.patience,
             seed=config.seed,
-            folder=_folder(out, backbone, config, clips, region, runtime) if out is not None else None,
+            folder=_folder(out, backbone, config, clips, seen, runtime) if out is not None else None,
             progress=progress,
         )
         return trainer.fit(loader.epoch, lambda epoch: len(loader), resume)
@@ -165,7 +168,12 @@ def _validate(network: VisualRegressor, clips: Clips, batch: int, runtime: Runti
 
 
 def _folder(
-    out: str | Path, backbone: VisualBackbone, config: VisualTraining, clips: Clips, region: Region, runtime: Runtime
+    out: str | Path,
+    backbone: VisualBackbone,
+    config: VisualTraining,
+    clips: Clips,
+    seen: Mapping[str, str],
+    runtime: Runtime,
 ) -> RunFolder:
     def save_best(folder: Path) -> None:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
@@ -176,7 +184,7 @@ def _folder(
         "precision": runtime.precision,
         "clips": len(clips),
         "labels": float(np.float64(clips.targets).sum()),
-        "region": region,
+        **seen,
         "start": weights_digest(backbone),
     }
     return RunFolder(out, identity, save_best)

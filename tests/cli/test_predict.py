@@ -159,5 +159,7 @@ def test_people_and_crops_on_the_command_line(
 ) -> None:
     given = ("predict", film(), "--checkpoint", small_checkpoint, "--out", tmp_path, *PLAIN)
     assert run(*given, "--crop", "none").code == 0
-    for wrong in (("--person", "all"), ("--crop", "face", "--person", "anna"), ("--crop", "head")):
+    people = (("--person", "all"), ("--crop", "face", "--person", "anna"))
+    detectors = (("--detector", "yunet"), ("--crop", "face", "--detector", "haar"))
+    for wrong in (*people, *detectors, ("--crop", "head")):
         assert run(*given, *wrong).code == 2

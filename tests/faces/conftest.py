@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from jmt_fast.errors import JMTError
-from jmt_fast.faces import weights
 from jmt_fast.faces.onnx import Graph, read
+from jmt_fast.faces.weights import WEIGHTS
 
 # where `drawn` puts eyes, nose and corners of the mouth, in 200ths of its side
 MARKS = np.array([[76, 92], [124, 92], [100, 126], [78, 152], [122, 152]]) / 200
@@ -62,6 +62,6 @@ def marks() -> np.ndarray:
 @pytest.fixture(scope="session")
 def onnx() -> Graph:
     try:
-        return read(weights.centerface())
+        return read(WEIGHTS["centerface"].read())
     except JMTError as error:
         pytest.skip(f"no weights: {error}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jmt_fast.faces import Faces
-from jmt_fast.faces.centerface import CenterFace, CenterFaceNet, decode
+from jmt_fast.faces.centerface import CenterFace, CenterFaceNet
 from jmt_fast.faces.onnx import Graph
 from jmt_fast.faces.track import overlaps
 
@@ -105,11 +105,12 @@ def plainly(heat: np.ndarray, size: np.ndarray, offset: np.ndarray, points: np.n
 
 
 def test_boxes_and_points_are_read_off_the_maps() -> None:
+    reader = CenterFace(CenterFaceNet(), threshold=0.9)
     generator = torch.Generator().manual_seed(3)
     maps = [torch.rand(n, 20, 30, generator=generator) for n in (1, 2, 2, 10)]
     maps[1] = maps[1] * 1.5 + 0.5
     expected = plainly(*(part.double().numpy() for part in maps), 0.9)
-    found = decode(maps, 0.9, (80, 120), np.array([2.0, 3.0]))
+    found = reader.decode(maps, (80, 120), np.array([2.0, 3.0]))
     assert len(found) == len(expected) > 5
     for place, (score, box, marks) in enumerate(expected):
         assert found.scores[place] == pytest.approx(score)

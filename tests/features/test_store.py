@@ -90,6 +90,8 @@ def test_the_key_says_who_finds_faces_where_faces_are_looked_for() -> None:
     assert StoreKey.of(SMALL, backbones, 8, "fp32").detector is None
     with_faces = StoreKey.of(SMALL.model_copy(update={"region": "face"}), backbones, 8, "fp32")
     assert with_faces.detector is not None and "centerface" in with_faces.detector
+    other = StoreKey.of(SMALL.model_copy(update={"region": "face", "detector": "yunet"}), backbones, 8, "fp32")
+    assert other.detector is not None and "yunet" in other.detector and other != with_faces
 
 
 def test_a_changed_source_is_extracted_again(tmp_path: Path) -> None:

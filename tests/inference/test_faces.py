@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from jmt_fast.errors import MediaError
 from jmt_fast.faces import DETECTORS, Cropper, Faces, Person
 from jmt_fast.inference import Predictor, Recipe, Settings, predict_collection, run_here
 from jmt_fast.inference.collection import Task, predict_one
+from jmt_fast.models import Checkpoint
 
 Film = Callable[..., Path]
 FRAMES = 121
@@ -76,6 +78,23 @@ def test_every_person_has_a_trace_of_the_whole_video(predictor: Predictor, video
     assert np.array_equal(np.flatnonzero(valid(large)), np.arange(40, 81))
     assert np.abs(small.values - large.values).max() > 1e-4
     assert any("seen in 34% of the frames" in line for line in large.warnings)
+
+
+def test_the_detector_is_chosen(
+    small_checkpoint: Path, video: Path, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the caller, else by what the checkpoint was trained with."""
+    for name, boxes in (("centerface", lambda index: [(10, 20, 40)]), ("yunet", lambda index: [(90, 10, 70)])):
+        monkeypatch.setitem(DETECTORS, name, lambda runtime, boxes=boxes: Cast(kit, boxes))
+    checkpoint = Checkpoint.load(small_checkpoint)
+    changed = checkpoint.features.model_copy(update={"detector": "yunet"})
+    replace(checkpoint, features=changed).save(tmp_path / "other")
+    first, second, third, fourth = (
+        Predictor.from_pretrained(folder, "cpu", "fp32", False, "face", asked).predict(video).table
+        for folder in (small_checkpoint, tmp_path / "other")
+        for asked in (None, "yunet" if folder == small_checkpoint else "centerface")
+    )
+    assert first.equals(fourth) and second.equals(third) and not first.equals(second)
 
 
 def test_one_person_is_chosen(predictor: Predictor, video: Path, cast: Callable) -> None:

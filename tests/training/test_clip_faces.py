@@ -54,6 +54,15 @@ def annotation(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_chosen_detector_looks(video: Path, annotation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(DETECTORS, "centerface")
+    monkeypatch.setitem(DETECTORS, "yunet", lambda runtime: two_faces)
+    graph, runtime = ClipGraph(FRAMES, threads=1), Runtime.choose("cpu", "fp32", compile=False)
+    recordings = [Recording("0", video, annotation)]
+    assert len(ClipReader(recordings, graph, 16, region="face", find="yunet", runtime=runtime))
+    assert sum(looks)
+
+
 @pytest.mark.parametrize("region", ["face", "none"])
 def test_clips_show_what_features_are_made_of(video: Path, annotation: Path, region: str, tmp_path: Path) -> None:
     recordings = [Recording(name, video, annotation, person=name) for name in ("0", "1")]
