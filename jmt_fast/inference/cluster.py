@@ -87,7 +87,8 @@ class RayCluster:
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(  # else at most 200 blocks
             _Actor,
             fn_constructor_args=(make, self.patience, self.memory),
-            compute=ray.data.ActorPoolStrategy(size=size),
+            # Jobs that wait for an actor die with it, and would be taken for deadly ones.
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if self.gpu else 0,
             max_restarts=-1,
