@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -77,6 +78,7 @@ class RayCluster:
                 return self.workers or most
             if time.monotonic() > until:  # somebody else has them
                 there = free
+            gc.collect()  # an earlier run's may hang on what it logged
             time.sleep(TICK)
 
     def _run(self, ray: Any, make: Callable[[int], Work], jobs: Sequence[Job], size: int) -> Generator[Result]:
@@ -96,13 +98,16 @@ class RayCluster:
         )
         missing = {job.number for job in jobs}
         refused = ""
-        for row in found.iter_rows():
-            if row["stop"]:
-                refused = row["error"]
-                break
-            missing.discard(row["number"])
-            yield Result(row["number"], pickle.loads(row["value"]), row["error"], row["deadly"])
-        del found  # with it go the actors
+        try:
+            for row in found.iter_rows():
+                if row["stop"]:
+                    refused = row["error"]
+                    break
+                missing.discard(row["number"])
+                yield Result(row["number"], pickle.loads(row["value"]), row["error"], row["deadly"])
+        finally:
+            del found
+            gc.collect()  # with the data set go its actors, and it is part of a circle
         if refused:
             raise JMTError(refused)
         for number in sorted(missing):
