@@ -25,7 +25,7 @@ from benchmarks.timing import Prepared, peak_memory
 from jmt_fast.kernels import sigmoid_attention, sigmoid_attention_reference
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-OURS, BIASED = "jmt-fast", "jmt-fast, bias -log n"
+OURS, BIASED, SPECIALISED = "jmt-fast", "jmt-fast, bias -log n", "jmt-fast, specialised warps"
 EAGER, COMPILED, FLASH = "formula, eager", "formula, compiled", "SDPA FLASH (softmax)"
 OWN_GRAPHS = ("formula, reduce-overhead", "formula, max-autotune")
 GPU = torch.cuda.is_available()
@@ -82,6 +82,26 @@ def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The model's default bias, which asks for the accurate sigmoid where the plain one may be approximate."""
     bias = torch.full((len(q),), -math.log(q.shape[2]), device=q.device)
     return sigmoid_attention(q, k, v, q.shape[-1] ** -0.5, bias)
+
+
+def specialised(dim: int) -> Attention | str:
+    """The forward pass by descriptors and specialised warps, which has no public function, or why it is not there."""
+    if not GPU:
+        return "needs a CUDA device"
+    from jmt_fast.kernels.sigmoid_attention.kernel import takes_tanh
+    from jmt_fast.kernels.sigmoid_attention.specialised import TILES, WARPS, launch_forward_specialised
+
+    major, minor = torch.cuda.get_device_capability()
+    arch = 10 * major + minor
+    if dim not in TILES or arch not in WARPS:
+        return f"not for width {dim} on sm_{arch}"
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        launch_forward_specialised(q, k, v, None, dim**-0.5, 0.0, out, takes_tanh(q, None, 0.0), arch)
+        return out
+
+    return call
 
 
 def pinned(backend: SDPBackend) -> Attention:
@@ -202,10 +222,13 @@ def memory(calls: dict[str, Callable[[], Any]], timings: dict[str, Any], device:
 def test_forward(shape: Shape, device: torch.device, race: Any, rotate: Any, question: Any, ceiling: Any) -> None:
     torch.compiler.reset()
     inputs = [tensors[:3] for tensors in shape.drawn(device)]
-    found = contenders()
+    found = contenders() | {SPECIALISED: specialised(shape.dim)}
     first = [x[:1, :1].float() for x in inputs[0]]
     with torch.no_grad():
-        check([found[OURS](*inputs[0])], [sigmoid_attention_reference(*first, scale=shape.dim**-0.5)])
+        truth = [sigmoid_attention_reference(*first, scale=shape.dim**-0.5)]
+        for name in (OURS, SPECIALISED):
+            if callable(found[name]):
+                check([found[name](*inputs[0])], truth)
         peers = {name: peer if isinstance(peer, str) else rotate(peer, inputs) for name, peer in found.items()}
         timings = race(peers, optional=set(found) - {OURS, BIASED}, capture=set(found) - set(OWN_GRAPHS))
         beyond = memory(peers, timings, device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..launch import traceable
 from ..program import Program
+from . import specialised
 from .device import (
     INTERPRETED,
     sigmoid_attention_backward_keys,
@@ -120,7 +121,10 @@ _MASKED = {
 def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, valid: Tensor | None, scale: float, shift: float, out: Tensor
 ) -> None:
-    """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0."""
+    """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0.
+
+    `launch_forward_specialised` does the same for fewer cases, in another way that no GPU has timed yet.
+    """
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, _arch(q.device.index), valid is not None)
     traceable(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
@@ -184,14 +188,18 @@ def _valid_strides(valid: Tensor | None) -> tuple[int, ...]:
     return (0, 0) if valid is None else valid.stride()
 
 
+def takes_tanh(q: Tensor, bias: Tensor | None, shift: float) -> bool:
+    """Whether the coarse sigmoid is within the rounding of these inputs."""
+    return bias is None and shift >= TANH_BIAS.get(q.dtype, math.inf) and not INTERPRETED.value
+
+
 def _constants(
     launch: Launch, q: Tensor, bias: Tensor | None, valid: Tensor | None, shift: float
 ) -> dict[str, int | bool]:
     dim = int(q.shape[3])
-    tanh = bias is None and shift >= TANH_BIAS.get(q.dtype, math.inf) and not INTERPRETED.value
     return {
         "DIM": dim, "WIDTH": tile_width(dim), "QUERIES": launch.queries, "KEYS": launch.keys,
-        "HAS_BIAS": bias is not None, "HAS_VALID": valid is not None, "TANH": tanh,
+        "HAS_BIAS": bias is not None, "HAS_VALID": valid is not None, "TANH": takes_tanh(q, bias, shift),
         "num_warps": launch.warps, "num_stages": launch.stages,
     }  # fmt: skip
 
@@ -215,6 +223,7 @@ def programs(arch: int) -> Iterator[Program]:
                 for kernel in ("forward", *backward):
                     for part in _parts(dim) if kernel == "backward_keys" else (0,):
                         yield program(kernel, arch, dtype, length, dim, full, part)
+    yield from specialised.programs(arch)
 
 
 def program(kernel: str, arch: int, dtype: str, length: int, dim: int, full: bool, part: int = 0) -> Program:

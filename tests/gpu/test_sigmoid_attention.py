@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from jmt_fast.kernels import sigmoid_attention, sigmoid_attention_reference
-from jmt_fast.kernels.sigmoid_attention.kernel import launch_backward, launch_forward
+from jmt_fast.kernels.sigmoid_attention.kernel import launch_backward, launch_forward, takes_tanh
+from jmt_fast.kernels.sigmoid_attention.specialised import WARPS, launch_forward_specialised
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -197,6 +198,59 @@ def test_a_key_row_is_not_spoiled_by_queries_past_the_end() -> None:
     launch_backward(grad, q, k, v, None, None, 1.0, 0.0, dq, dk, dv)
     torch.testing.assert_close(dv[0, 0, 7], grad[0, 0].sum(0))  # its weights are all 1
     assert dk.isfinite().all() and dv.isfinite().all()
+
+
+def specialised(q: Tensor, k: Tensor, v: Tensor, bias: float | Tensor, out: Tensor) -> None:
+    arch = 90
+    if not INTERPRETED:
+        major, minor = torch.cuda.get_device_capability()
+        arch = 10 * major + minor
+        if arch not in WARPS:
+            pytest.skip(f"warps are specialised on {', '.join(f'sm_{each}' for each in WARPS)}, this is sm_{arch}")
+    offset, shift = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias)
+    tanh = takes_tanh(q, offset, shift)
+    launch_forward_specialised(q, k, v, offset, q.shape[3] ** -0.5, shift, out, tanh, arch)
+
+
+@pytest.mark.parametrize("layout", ["dense", "sequence_first", "expanded"])
+@pytest.mark.parametrize("bias", [0.5, -5.7, "-log_n"])
+@pytest.mark.parametrize(
+    ("len_q", "len_k", "dim"), [(8, 13, 64), (200, 256, 64), (130, 300, 128), (1, 128, 128), (1000, 4096, 64)]
+)
+def test_specialised_warps_against_fp64(len_q: int, len_k: int, dim: int, bias: float | str, layout: str) -> None:
+    if INTERPRETED and len_k > 1000:
+        pytest.skip("takes the interpreter too long")
+    torch.manual_seed(len_q)
+    for dtype in (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16):
+        q, k, v = (torch.randn(2, 2, n, dim, device=DEVICE).to(dtype) for n in (len_q, len_k, len_k))
+        offset = torch.full((2,), -math.log(len_k), device=DEVICE) if isinstance(bias, str) else bias
+        out = torch.full_like(q, math.nan)
+        specialised(*(laid_out(x, layout) for x in (q, k, v)), offset, out)
+        q, k, v = (laid_out(x, layout) for x in (q, k, v))
+        truth, plain = (
+            by_autograd(q, k, v, q, None, dim**-0.5, offset, each)["out"].double() for each in (torch.float64, dtype)
+        )
+        allowed = 2 * max((plain - truth).abs().max(), torch.finfo(dtype).eps * truth.abs().max())
+        assert (out - truth).abs().max() <= allowed
+
+
+def test_specialised_warps_meet_no_infinity_past_the_end() -> None:
+    q, k, v = (torch.randn(1, 1, 21, 64, device=DEVICE).half() for _ in range(3))
+    k[..., 0] = k[..., 0].abs() + 0.1
+    q[0, 0, 7] = torch.tensor([math.inf] + 63 * [0.0])
+    found = torch.empty_like(q)
+    specialised(q, k, v, 0.0, found)
+    torch.testing.assert_close(found[0, 0, 7].float(), v[0, 0].float().sum(0), rtol=2e-3, atol=2e-3)
+
+
+def test_specialised_warps_say_what_they_do_not_take() -> None:
+    q = torch.randn(1, 1, 32, 64, device=DEVICE).half()
+    for x in (q.float(), q[..., :48], q.mT.contiguous().mT, torch.randn(2048 + 1, device=DEVICE).half()[1:].view_as(q)):
+        with pytest.raises(ValueError, match="16-bit q, k and v of width 64 or 128"):
+            launch_forward_specialised(x, x, x, None, 1.0, 0.0, torch.empty_like(x), False, 90)
+    if not INTERPRETED:
+        with pytest.raises(ValueError, match="sm_80"):
+            launch_forward_specialised(q, q, q, None, 1.0, 0.0, torch.empty_like(q), False, 80)
 
 
 @needs_cuda

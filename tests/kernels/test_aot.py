@@ -15,6 +15,8 @@ from triton.backends.compiler import GPUTarget
 from jmt_fast.kernels import aot, sigmoid_attention
 from jmt_fast.kernels.program import Program
 from jmt_fast.kernels.sigmoid_attention.kernel import KERNELS, program
+from jmt_fast.kernels.sigmoid_attention.specialised import TILES, WARPS
+from jmt_fast.kernels.sigmoid_attention.specialised import programs as specialised_programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05"}
@@ -44,6 +46,20 @@ def test_large_tiles_use_the_archs_own_matrix_instruction(arch: int, dim: int, k
     found = aot.compile_one(program(kernel, arch, "bf16", 4096, dim, full=False), arch)
     assert not found.faults
     assert INSTRUCTION[arch] in found.matrix
+
+
+@pytest.mark.parametrize("arch", WARPS)
+def test_warps_are_specialised(arch: int) -> None:
+    """The compiler leaves a loop as it is without a word where it cannot: the code must show it."""
+    chosen = list(specialised_programs(arch))
+    assert len(chosen) == 2 * len(TILES)
+    for described in chosen:
+        assert not aot.compile_one(described, arch).faults
+        options = {"num_warps": described.warps, "num_stages": described.stages}
+        code = triton.compile(aot._source(described), target=GPUTarget("cuda", arch, 32), options=options).asm
+        assert "ttg.warp_specialize(" in code["ttgir"]
+        assert "setmaxnreg" in code["ptx"] and "cp.async.bulk.tensor" in code["ptx"]
+    assert not list(specialised_programs(80))
 
 
 def test_fp32_is_computed_in_ieee_arithmetic() -> None:
