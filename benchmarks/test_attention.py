@@ -85,23 +85,35 @@ def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def specialised(dim: int) -> Attention | str:
-    """The forward pass by descriptors and specialised warps, which has no public function, or why it is not there."""
+    """Descriptors and specialised warps, which have no public function, or why they are not there."""
     if not GPU:
         return "needs a CUDA device"
+    from jmt_fast.kernels.sigmoid_attention import specialised as own
     from jmt_fast.kernels.sigmoid_attention.kernel import takes_tanh
-    from jmt_fast.kernels.sigmoid_attention.specialised import TILES, WARPS, launch_forward_specialised
 
     major, minor = torch.cuda.get_device_capability()
     arch = 10 * major + minor
-    if dim not in TILES or arch not in WARPS:
+    if dim not in own.TILES["backward_keys"] or arch not in own.WARPS["backward_keys"]:
         return f"not for width {dim} on sm_{arch}"
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
-        launch_forward_specialised(q, k, v, None, dim**-0.5, 0.0, out, takes_tanh(q, None, 0.0), arch)
-        return out
+    class Specialised(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            ctx.save_for_backward(q, k, v)
+            out = torch.empty_like(q)
+            own.launch_forward_specialised(q, k, v, None, dim**-0.5, 0.0, out, takes_tanh(q, None, 0.0), arch)
+            return out
 
-    return call
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+            inputs = ctx.saved_tensors
+            gradients = tuple(torch.empty_like(x) for x in inputs)
+            own.launch_backward_specialised(
+                grad.contiguous(), *inputs, None, dim**-0.5, 0.0, *gradients, takes_tanh(inputs[0], None, 0.0), arch
+            )
+            return gradients
+
+    return Specialised.apply
 
 
 def pinned(backend: SDPBackend) -> Attention:
@@ -240,10 +252,12 @@ def test_backward(shape: Shape, device: torch.device, race: Any, rotate: Any, qu
     """Of long sequences the backward pass alone; of short ones with the forward pass, in one graph on a GPU."""
     torch.compiler.reset()
     inputs = shape.drawn(device)
-    found = contenders()
+    found = contenders() | {SPECIALISED: specialised(shape.dim)}
     *first, grad = [x[:1, :1].float() for x in inputs[0]]
     truth = both(lambda q, k, v: sigmoid_attention_reference(q, k, v, shape.dim**-0.5))(*first, grad)
-    check(both(found[OURS])(*inputs[0]), truth)
+    for name in (OURS, SPECIALISED):
+        if callable(found[name]):
+            check(both(found[name])(*inputs[0]), truth)
     del truth
     runs = {name: peer for name, peer in found.items() if not isinstance(peer, str)}
     whole = {name: rotate(both(peer), inputs) for name, peer in runs.items()}

@@ -1,10 +1,11 @@
-"""Sigmoid attention's forward pass with tensor-memory descriptors and specialised warps, for sm_90 and sm_100.
+"""Sigmoid attention with tensor-memory descriptors and specialised warps, for sm_90; forward for sm_100 too.
 
-One group of warps asks the copy engine for tiles of K and V, the others multiply: what a program waits for and what it
-computes are no longer one thread of instructions. Triton does so for loops over descriptor loads on sm_90 where a
-program is given four warps; with eight it says nothing and leaves the loop as it is.
+One group of warps asks the copy engine for tiles, the others multiply: what a program waits for and what it computes
+are no longer one thread of instructions. Triton does so for loops over descriptor loads on sm_90 where a program is
+given four warps; with eight it says nothing and leaves the loop as it is. Of the backward loops, Triton 3.9 makes
+programs for sm_100 that spill, or none.
 
-The copy engine fills what lies past the end of a sequence with zeros and does not write there.
+The copy engine fills what lies past the end of a sequence with zeros and does not write there. Notation as in `device`.
 """
 
 from __future__ import annotations
@@ -20,59 +21,164 @@ from torch import Tensor
 from ..program import Program
 from .device import INTERPRETED, _factors, _place, _sigmoid
 
-WARPS = {90: 4, 100: 8}  # GPU generation: warps, without those that the compiler adds
-TILES = {64: (128, 128, 2), 128: (128, 128, 2)}  # D: queries, keys, stages
 ALIGNED = 16  # bytes: what a descriptor asks of addresses and strides
+STAGES = 2
+# kernel: GPU generation: warps, without those that the compiler adds
+WARPS = {"forward": {90: 4, 100: 8}, "backward_keys": {90: 4}, "backward_queries": {90: 4}}
+# D: rows of the tiles of queries and keys
+TILES = {
+    "forward": {64: (128, 128), 128: (128, 128)},
+    "backward_keys": {64: (64, 128), 128: (64, 128)},
+    "backward_queries": {64: (128, 128), 128: (128, 128)},
+}
 
 
 @triton.jit
-def sigmoid_attention_forward_specialised(
+def _rows(x, batch, head, stride_batch, stride_head, stride_row, length, DIM: tl.constexpr, ROWS: tl.constexpr):
+    """Descriptor of the rows of one (batch, head), in tiles of ROWS."""
+    first = x + batch * stride_batch + head * stride_head
+    return tl.make_tensor_descriptor(first, [length, DIM], [stride_row, 1], [ROWS, DIM])
+
+
+@triton.jit
+def _exist(first, length, ROWS: tl.constexpr):
+    """bool (1, ROWS). Without it an infinite row times one of the zeros past the end would be NaN."""
+    return (first + tl.arange(0, ROWS) < length)[None, :]
+
+
+@triton.jit
+def forward_specialised(
     q, k, v, out, bias,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, ob, oh, ol,
     heads, len_q, len_k, scale, shift,
     DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr, TANH: tl.constexpr,
     REST: tl.constexpr,
 ):  # fmt: skip
-    """One program: QUERIES rows of O for one (batch, head), over all keys. Rows are contiguous.
+    """One program: QUERIES rows of O for one (batch, head), over all keys.
 
     REST: the last tile of keys is not full. A loop of its own for that tile would undo the specialisation.
     """
     first_q, batch, head = _place(len_q, heads, QUERIES)
     a, b = _factors(bias, batch, scale, shift, HAS_BIAS, TANH)
-    q_rows = tl.make_tensor_descriptor(q + batch * qb + head * qh, [len_q, DIM], [ql, 1], [QUERIES, DIM])
-    k_rows = tl.make_tensor_descriptor(k + batch * kb + head * kh, [len_k, DIM], [kl, 1], [KEYS, DIM])
-    v_rows = tl.make_tensor_descriptor(v + batch * vb + head * vh, [len_k, DIM], [vl, 1], [KEYS, DIM])
-    o_rows = tl.make_tensor_descriptor(out + batch * ob + head * oh, [len_q, DIM], [ol, 1], [QUERIES, DIM])
-    queries = q_rows.load([first_q, 0])
+    k_rows = _rows(k, batch, head, kb, kh, kl, len_k, DIM, KEYS)
+    v_rows = _rows(v, batch, head, vb, vh, vl, len_k, DIM, KEYS)
+    queries = _rows(q, batch, head, qb, qh, ql, len_q, DIM, QUERIES).load([first_q, 0])
     sums = tl.zeros((QUERIES, DIM), tl.float32)
     for first_k in tl.range(0, len_k, KEYS, warp_specialize=True):
         p = _sigmoid(tl.dot(queries, k_rows.load([first_k, 0]).T), a, b, TANH)
-        if REST:  # an infinite query times a key of zeros is NaN
-            p = tl.where((first_k + tl.arange(0, KEYS) < len_k)[None, :], p, 0.0)
+        if REST:
+            p = tl.where(_exist(first_k, len_k, KEYS), p, 0.0)
         values = v_rows.load([first_k, 0])
         sums = tl.dot(p.to(values.dtype), values, sums)
-    o_rows.store([first_q, 0], sums.to(out.dtype.element_ty))
+    _rows(out, batch, head, ob, oh, ol, len_q, DIM, QUERIES).store([first_q, 0], sums.to(out.dtype.element_ty))
+
+
+@triton.jit
+def backward_keys_specialised(
+    q, k, v, grad, dk, dv, bias,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, gb, gh, gl, dkb, dkh, dkl, dvb, dvh, dvl,
+    heads, len_q, len_k, scale, shift,
+    DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr, TANH: tl.constexpr,
+    REST: tl.constexpr,
+):  # fmt: skip
+    """One program: KEYS rows of dK and dV for one (batch, head), over all queries; score tiles are (KEYS, QUERIES)."""
+    first_k, batch, head = _place(len_k, heads, KEYS)
+    a, b = _factors(bias, batch, scale, shift, HAS_BIAS, TANH)
+    q_rows = _rows(q, batch, head, qb, qh, ql, len_q, DIM, QUERIES)
+    g_rows = _rows(grad, batch, head, gb, gh, gl, len_q, DIM, QUERIES)
+    keys = _rows(k, batch, head, kb, kh, kl, len_k, DIM, KEYS).load([first_k, 0])
+    values = _rows(v, batch, head, vb, vh, vl, len_k, DIM, KEYS).load([first_k, 0])
+    dk_sums = tl.zeros((KEYS, DIM), tl.float32)
+    dv_sums = tl.zeros((KEYS, DIM), tl.float32)
+    for first_q in tl.range(0, len_q, QUERIES, warp_specialize=True):
+        queries = q_rows.load([first_q, 0])
+        p = _sigmoid(tl.dot(keys, queries.T), a, b, TANH)
+        grads = g_rows.load([first_q, 0])
+        ds = tl.fma(-p, p, p) * tl.dot(values, grads.T)
+        if REST:
+            exist = _exist(first_q, len_q, QUERIES)
+            p, ds = tl.where(exist, p, 0.0), tl.where(exist, ds, 0.0)
+        dv_sums = tl.dot(p.to(grads.dtype), grads, dv_sums)
+        dk_sums = tl.dot(ds.to(queries.dtype), queries, dk_sums)
+    dk_rows = (dk_sums * scale).to(dk.dtype.element_ty)
+    _rows(dk, batch, head, dkb, dkh, dkl, len_k, DIM, KEYS).store([first_k, 0], dk_rows)
+    _rows(dv, batch, head, dvb, dvh, dvl, len_k, DIM, KEYS).store([first_k, 0], dv_sums.to(dv.dtype.element_ty))
+
+
+@triton.jit
+def backward_queries_specialised(
+    q, k, v, grad, dq, bias,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, gb, gh, gl, dqb, dqh, dql,
+    heads, len_q, len_k, scale, shift,
+    DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr, TANH: tl.constexpr,
+    REST: tl.constexpr,
+):  # fmt: skip
+    """One program: QUERIES rows of dQ for one (batch, head), over all keys."""
+    first_q, batch, head = _place(len_q, heads, QUERIES)
+    a, b = _factors(bias, batch, scale, shift, HAS_BIAS, TANH)
+    k_rows = _rows(k, batch, head, kb, kh, kl, len_k, DIM, KEYS)
+    v_rows = _rows(v, batch, head, vb, vh, vl, len_k, DIM, KEYS)
+    queries = _rows(q, batch, head, qb, qh, ql, len_q, DIM, QUERIES).load([first_q, 0])
+    grads = _rows(grad, batch, head, gb, gh, gl, len_q, DIM, QUERIES).load([first_q, 0])
+    sums = tl.zeros((QUERIES, DIM), tl.float32)
+    for first_k in tl.range(0, len_k, KEYS, warp_specialize=True):
+        keys = k_rows.load([first_k, 0])
+        p = _sigmoid(tl.dot(queries, keys.T), a, b, TANH)
+        ds = tl.fma(-p, p, p) * tl.dot(grads, v_rows.load([first_k, 0]).T)
+        if REST:
+            ds = tl.where(_exist(first_k, len_k, KEYS), ds, 0.0)
+        sums = tl.dot(ds.to(keys.dtype), keys, sums)
+    dq_rows = (sums * scale).to(dq.dtype.element_ty)
+    _rows(dq, batch, head, dqb, dqh, dql, len_q, DIM, QUERIES).store([first_q, 0], dq_rows)
+
+
+KERNELS = {
+    "forward": forward_specialised,
+    "backward_keys": backward_keys_specialised,
+    "backward_queries": backward_queries_specialised,
+}
 
 
 def launch_forward_specialised(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, shift: float, out: Tensor, tanh: bool, arch: int
 ) -> None:
-    """Fill `out` (B, H, Lq, D). Raises ValueError for what descriptors cannot describe, or there are no tiles for."""
+    """Fill `out` (B, H, Lq, D); `tanh`: by the coarse sigmoid.
+
+    Raises ValueError for what descriptors cannot describe, or there are no tiles for.
+    """
+    _launch("forward", (q, k, v, out), bias, scale, shift, tanh, arch)
+
+
+def launch_backward_specialised(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, shift: float,
+    dq: Tensor, dk: Tensor, dv: Tensor, tanh: bool, arch: int,
+) -> None:  # fmt: skip
+    """Fill `dq`, `dk` and `dv` from `grad` (B, H, Lq, D). Raises as the forward launcher does."""
+    _launch("backward_keys", (q, k, v, grad, dk, dv), bias, scale, shift, tanh, arch)
+    _launch("backward_queries", (q, k, v, grad, dq), bias, scale, shift, tanh, arch)
+
+
+def _launch(
+    kernel: str, tensors: tuple[Tensor, ...], bias: Tensor | None, scale: float, shift: float, tanh: bool, arch: int
+) -> None:
+    q, k = tensors[:2]
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
-    if not (arch in WARPS or INTERPRETED.value) or dim not in TILES or not all(map(_describable, (q, k, v, out))):
+    tiles, warps = TILES[kernel], WARPS[kernel]
+    if not (arch in warps or INTERPRETED.value) or dim not in tiles or not all(map(_describable, tensors)):
         raise ValueError(
-            f"specialised warps need sm_90 or sm_100, 16-bit q, k and v of width {' or '.join(map(str, TILES))}, and "
-            f"contiguous rows at multiples of {ALIGNED} bytes; sm_{arch}, {q.dtype} and width {dim} were given"
+            f"specialised warps need {' or '.join(f'sm_{each}' for each in warps)}, 16-bit tensors of width "
+            f"{' or '.join(map(str, tiles))}, and contiguous rows at multiples of {ALIGNED} bytes; sm_{arch}, "
+            f"{q.dtype} and width {dim} were given"
         )
-    queries, keys, stages = TILES[dim]
+    queries, keys = tiles[dim]
+    own, others = (len_k, len_q) if kernel == "backward_keys" else (len_q, len_k)
+    tile, step = (keys, queries) if kernel == "backward_keys" else (queries, keys)
     # Descriptors lie in memory that the launch asks for; a captured graph keeps it in its own pool.
     triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-    sigmoid_attention_forward_specialised[(batch * heads * triton.cdiv(len_q, queries),)](
-        q, k, v, out, q if bias is None else bias.contiguous(),
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        heads, len_q, len_k, scale, shift,
-        DIM=dim, QUERIES=queries, KEYS=keys, HAS_BIAS=bias is not None, TANH=tanh, REST=len_k % keys != 0,
-        num_warps=WARPS.get(arch, 4), num_stages=stages,
+    KERNELS[kernel][(batch * heads * triton.cdiv(own, tile),)](
+        *tensors, q if bias is None else bias.contiguous(), *(n for x in tensors for n in x.stride()[:3]),
+        heads, len_q, len_k, scale, shift, DIM=dim, QUERIES=queries, KEYS=keys, HAS_BIAS=bias is not None, TANH=tanh,
+        REST=others % step != 0, num_warps=warps.get(arch, 4), num_stages=STAGES,
     )  # fmt: skip
 
 
@@ -83,23 +189,26 @@ def _describable(x: Tensor) -> bool:
 
 
 def programs(arch: int) -> Iterator[Program]:
-    """What the launcher compiles: a bare call on full tiles, and one with a bias tensor on others."""
-    for dim in TILES if arch in WARPS else ():
-        for full in (False, True):
-            yield _program(arch, dim, full)
+    """What the launchers compile: a bare call on full tiles, and one with a bias tensor on others."""
+    for kernel, tiles in TILES.items():
+        for dim in tiles if arch in WARPS[kernel] else ():
+            for full in (False, True):
+                yield _program(kernel, arch, dim, full)
 
 
-def _program(arch: int, dim: int, full: bool) -> Program:
-    function, (queries, keys, stages) = sigmoid_attention_forward_specialised, TILES[dim]
+def _program(kernel: str, arch: int, dim: int, full: bool) -> Program:
+    function, (queries, keys) = KERNELS[kernel], TILES[kernel][dim]
     constants: dict[str, Any] = {
         "DIM": dim, "QUERIES": queries, "KEYS": keys, "HAS_BIAS": full, "TANH": not full, "REST": full,
     }  # fmt: skip
-    kinds = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"scale": "fp32", "shift": "fp32"}
+    kinds = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), "*bf16") | {
+        "scale": "fp32",
+        "shift": "fp32",
+    }
     kinds["bias"] = "*fp32" if full else "*bf16"
     types = {name: kinds.get(name, "i32") for name in function.arg_names if name not in constants}
     aligned = frozenset(types) - {"scale", "shift", "heads", "len_q", "len_k"}
-    shape = f"L {4095 if full else 4096} D {dim} {queries}x{keys} {'bias' if full else 'bare'}"
+    shape = f"L {4095 if full else 4096} D {dim} {queries}x{keys} {'bias' if full else 'bare'} warps"
     return Program(
-        "sigmoid_attention", "forward_specialised", "bf16", shape, function, types, constants, aligned, WARPS[arch],
-        stages,
-    )  # fmt: skip
+        "sigmoid_attention", kernel, "bf16", shape, function, types, constants, aligned, WARPS[kernel][arch], STAGES
+    )

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from jmt_fast.kernels import sigmoid_attention, sigmoid_attention_reference
 from jmt_fast.kernels.sigmoid_attention.kernel import launch_backward, launch_forward, takes_tanh
-from jmt_fast.kernels.sigmoid_attention.specialised import WARPS, launch_forward_specialised
+from jmt_fast.kernels.sigmoid_attention.specialised import (
+    WARPS,
+    launch_backward_specialised,
+    launch_forward_specialised,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -200,56 +204,73 @@ def test_a_key_row_is_not_spoiled_by_queries_past_the_end() -> None:
     assert dk.isfinite().all() and dv.isfinite().all()
 
 
-def specialised(q: Tensor, k: Tensor, v: Tensor, bias: float | Tensor, out: Tensor) -> None:
+def specialised(
+    q: Tensor, k: Tensor, v: Tensor, bias: float | Tensor, out: Tensor, grad: Tensor, *gradients: Tensor
+) -> None:
+    """Fill `out` and the gradients of q, k and v, where warps can be specialised so."""
     arch = 90
     if not INTERPRETED:
         major, minor = torch.cuda.get_device_capability()
         arch = 10 * major + minor
-        if arch not in WARPS:
-            pytest.skip(f"warps are specialised on {', '.join(f'sm_{each}' for each in WARPS)}, this is sm_{arch}")
+        if arch not in WARPS["backward_keys"]:
+            pytest.skip(f"warps are specialised forward and backward on sm_90, this is sm_{arch}")
     offset, shift = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias)
+    about = (q, k, v, offset, q.shape[3] ** -0.5, shift)
     tanh = takes_tanh(q, offset, shift)
-    launch_forward_specialised(q, k, v, offset, q.shape[3] ** -0.5, shift, out, tanh, arch)
+    launch_forward_specialised(*about, out, tanh, arch)
+    launch_backward_specialised(grad, *about, *gradients, tanh, arch)
 
 
 @pytest.mark.parametrize("layout", ["dense", "sequence_first", "expanded"])
 @pytest.mark.parametrize("bias", [0.5, -5.7, "-log_n"])
 @pytest.mark.parametrize(
-    ("len_q", "len_k", "dim"), [(8, 13, 64), (200, 256, 64), (130, 300, 128), (1, 128, 128), (1000, 4096, 64)]
+    ("len_q", "len_k", "dim"), [(8, 13, 64), (192, 256, 64), (130, 300, 128), (1, 128, 128), (1000, 4096, 64)]
 )
 def test_specialised_warps_against_fp64(len_q: int, len_k: int, dim: int, bias: float | str, layout: str) -> None:
     if INTERPRETED and len_k > 1000:
         pytest.skip("takes the interpreter too long")
     torch.manual_seed(len_q)
     for dtype in (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16):
-        q, k, v = (torch.randn(2, 2, n, dim, device=DEVICE).to(dtype) for n in (len_q, len_k, len_k))
-        offset = torch.full((2,), -math.log(len_k), device=DEVICE) if isinstance(bias, str) else bias
-        out = torch.full_like(q, math.nan)
-        specialised(*(laid_out(x, layout) for x in (q, k, v)), offset, out)
-        q, k, v = (laid_out(x, layout) for x in (q, k, v))
-        truth, plain = (
-            by_autograd(q, k, v, q, None, dim**-0.5, offset, each)["out"].double() for each in (torch.float64, dtype)
+        q, k, v, grad = (
+            laid_out(torch.randn(2, 2, n, dim, device=DEVICE).to(dtype), layout) for n in (len_q, len_k, len_k, len_q)
         )
-        allowed = 2 * max((plain - truth).abs().max(), torch.finfo(dtype).eps * truth.abs().max())
-        assert (out - truth).abs().max() <= allowed
+        offset = torch.full((2,), -math.log(len_k), device=DEVICE) if isinstance(bias, str) else bias
+        found = [torch.full(x.shape, math.nan, dtype=dtype, device=DEVICE) for x in (q, q, k, v)]
+        specialised(q, k, v, offset, found[0], grad, *found[1:])
+        truth, plain = (
+            by_autograd(q, k, v, grad, None, dim**-0.5, offset, each) for each in (torch.float64, dtype)
+        )  # fmt: skip
+        for name, ours in zip(NAMES, found, strict=True):
+            largest = truth[name].abs().max()
+            allowed = 2 * max((plain[name] - truth[name]).abs().max(), torch.finfo(dtype).eps * largest)
+            assert (ours - truth[name]).abs().max() <= allowed, name
 
 
 def test_specialised_warps_meet_no_infinity_past_the_end() -> None:
-    q, k, v = (torch.randn(1, 1, 21, 64, device=DEVICE).half() for _ in range(3))
+    q, k, v, grad = (torch.randn(1, 1, 21, 64, device=DEVICE).half() for _ in range(4))
+    found = [torch.empty_like(q) for _ in range(4)]
     k[..., 0] = k[..., 0].abs() + 0.1
-    q[0, 0, 7] = torch.tensor([math.inf] + 63 * [0.0])
-    found = torch.empty_like(q)
-    specialised(q, k, v, 0.0, found)
-    torch.testing.assert_close(found[0, 0, 7].float(), v[0, 0].float().sum(0), rtol=2e-3, atol=2e-3)
+    q[0, 0, 7] = torch.tensor([math.inf] + 63 * [0.0])  # every weight is 1
+    specialised(q, k, v, 0.0, found[0], grad, *found[1:])
+    torch.testing.assert_close(found[0][0, 0, 7].float(), v[0, 0].float().sum(0), rtol=2e-3, atol=2e-3)
+    assert found[1].isfinite().all()
+    q, k = k, q
+    specialised(q, k, v, 0.0, found[0], grad, *found[1:])
+    torch.testing.assert_close(found[3][0, 0, 7].float(), grad[0, 0].float().sum(0), rtol=2e-3, atol=2e-3)
+    assert found[2].isfinite().all()
 
 
 def test_specialised_warps_say_what_they_do_not_take() -> None:
     q = torch.randn(1, 1, 32, 64, device=DEVICE).half()
-    for x in (q.float(), q[..., :48], q.mT.contiguous().mT, torch.randn(2048 + 1, device=DEVICE).half()[1:].view_as(q)):
-        with pytest.raises(ValueError, match="16-bit q, k and v of width 64 or 128"):
-            launch_forward_specialised(x, x, x, None, 1.0, 0.0, torch.empty_like(x), False, 90)
+    odd = torch.randn(2048 + 1, device=DEVICE).half()[1:].view_as(q)
+    for x in (q.float(), q[..., :48], q.mT.contiguous().mT, odd):
+        about = (x, x, x, None, 1.0, 0.0)
+        with pytest.raises(ValueError, match="16-bit tensors of width 64 or 128"):
+            launch_forward_specialised(*about, torch.empty_like(x), False, 90)
+        with pytest.raises(ValueError, match="16-bit tensors of width 64 or 128"):
+            launch_backward_specialised(x, *about, x, x, x, False, 90)
     if not INTERPRETED:
-        with pytest.raises(ValueError, match="sm_80"):
+        with pytest.raises(ValueError, match=r"sm_90 or sm_100, .* sm_80"):
             launch_forward_specialised(q, q, q, None, 1.0, 0.0, torch.empty_like(q), False, 80)
 
 

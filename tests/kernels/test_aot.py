@@ -48,11 +48,11 @@ def test_large_tiles_use_the_archs_own_matrix_instruction(arch: int, dim: int, k
     assert INSTRUCTION[arch] in found.matrix
 
 
-@pytest.mark.parametrize("arch", WARPS)
+@pytest.mark.parametrize("arch", [90, 100])
 def test_warps_are_specialised(arch: int) -> None:
     """The compiler leaves a loop as it is without a word where it cannot: the code must show it."""
     chosen = list(specialised_programs(arch))
-    assert len(chosen) == 2 * len(TILES)
+    assert len(chosen) == sum(2 * len(tiles) for kernel, tiles in TILES.items() if arch in WARPS[kernel]) > 0
     for described in chosen:
         assert not aot.compile_one(described, arch).faults
         options = {"num_warps": described.warps, "num_stages": described.stages}
