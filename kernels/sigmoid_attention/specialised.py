@@ -201,11 +201,8 @@ def _program(kernel: str, arch: int, dim: int, full: bool) -> Program:
     constants: dict[str, Any] = {
         "DIM": dim, "QUERIES": queries, "KEYS": keys, "HAS_BIAS": full, "TANH": not full, "REST": full,
     }  # fmt: skip
-    kinds = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), "*bf16") | {
-        "scale": "fp32",
-        "shift": "fp32",
-    }
-    kinds["bias"] = "*fp32" if full else "*bf16"
+    kinds = dict.fromkeys(("q", "k", "v", "out", "grad", "dq", "dk", "dv"), "*bf16")
+    kinds |= {"bias": "*fp32" if full else "*bf16", "scale": "fp32", "shift": "fp32"}
     types = {name: kinds.get(name, "i32") for name in function.arg_names if name not in constants}
     aligned = frozenset(types) - {"scale", "shift", "heads", "len_q", "len_k"}
     shape = f"L {4095 if full else 4096} D {dim} {queries}x{keys} {'bias' if full else 'bare'} warps"
