@@ -165,10 +165,11 @@ class FeatureConfig(Config):
 
     @classmethod
     def preset(cls, name: str) -> FeatureConfig:
-        """`paper`: the full networks at 224. `demo`: the same family, narrower, for two CPU cores and minutes."""
+        """`paper`: the full networks at 224, on faces. `demo`: the same family, narrower, for two CPU cores and
+        minutes, on videos that are faces already."""
         match name:
             case "paper":
-                return cls()
+                return cls(region="face")
             case "demo":
                 return cls(
                     frames=FrameConfig(resize=54, crop=48),

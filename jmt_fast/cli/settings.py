@@ -19,7 +19,7 @@ CropOption = Annotated[
     Crop | None,
     typer.Option(
         help="What to see of a raw video's frame: an upright face, the centre square, or all of it.",
-        show_default="the backbones', center for new ones",
+        show_default="the backbones'; for new ones face, center with --preset demo",
     ),
 ]
 DetectorOption = Annotated[

@@ -50,6 +50,9 @@ def _add(extractor: Extractor, store: FeatureStore, recording: Recording, progre
     video = extractor.extract(opened, store.key.stride, progress)
     lost = len(opened.timestamps) - int(video.face.sum())
     if lost and recording.crops is None:
-        what = "show no face or cannot" if extractor.looks_for_faces(opened) else "cannot"
-        warnings.warn(f"{recording.video}: {lost} of {len(opened.timestamps)} frames {what} be decoded", stacklevel=3)
+        faces = extractor.looks_for_faces(opened)
+        what = "show no face or cannot" if faces else "cannot"
+        way_out = "; --crop center takes the picture's middle" if faces and not video.face.any() else ""
+        count = len(opened.timestamps)
+        warnings.warn(f"{recording.video}: {lost} of {count} frames {what} be decoded{way_out}", stacklevel=3)
     store.write(video, source)

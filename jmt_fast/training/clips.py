@@ -184,7 +184,13 @@ class ClipReader(Clips):
                 opened = self.opened[number]
                 try:
                     frames = ahead(opened.frames(looked_at(opened.timestamps)))
-                    people[number] = meant(find_people(frames, opened.timestamps, find), opened)
+                    people[number] = shown = meant(find_people(frames, opened.timestamps, find), opened)
+                    if not shown.valid.any():
+                        warnings.warn(
+                            f"{opened.recording.video}: no face found, so its clips are black; --crop center takes the "
+                            "picture's middle",
+                            stacklevel=3,
+                        )
                 except MediaError as error:
                     people[number] = error
                 if progress:

@@ -69,3 +69,13 @@ def test_the_crop_is_chosen_on_the_command_line(film: Callable[..., Path], tmp_p
         [key] = (tmp_path / f"store{len(crop)}").glob("*/key.json")
         regions.append(StoreKey.model_validate_json(key.read_text()).features.region)
     assert regions == ["center", "none"]
+
+
+def test_the_papers_networks_look_at_faces_and_the_demos_at_what_is_there(
+    extract: Callable[..., tuple[dict, dict]], film: Callable[..., Path], kit: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert [FeatureConfig.preset(name).region for name in ("paper", "demo")] == ["face", "center"]
+    monkeypatch.setitem(DETECTORS, "centerface", lambda device: lambda pictures: [Faces.none() for _ in pictures])
+    with pytest.warns(UserWarning, match=r"30 of 30 frames show no face .*; --crop center takes the picture's middle"):
+        extract(film(times=kit.steps(30)), ["0"])

@@ -63,6 +63,13 @@ def test_the_chosen_detector_looks(video: Path, annotation: Path, monkeypatch: p
     assert sum(looks)
 
 
+def test_a_video_without_faces_is_told(video: Path, annotation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DETECTORS, "centerface", lambda runtime: lambda pictures: [Faces.none() for _ in pictures])
+    graph, runtime = ClipGraph(FRAMES, threads=1), Runtime.choose("cpu", "fp32", compile=False)
+    with pytest.warns(UserWarning, match=r"no face found, so its clips are black; --crop center takes"):
+        ClipReader([Recording("0", video, annotation)], graph, 16, region="face", runtime=runtime)
+
+
 @pytest.mark.parametrize("region", ["face", "none"])
 def test_clips_show_what_features_are_made_of(video: Path, annotation: Path, region: str, tmp_path: Path) -> None:
     recordings = [Recording(name, video, annotation, person=name) for name in ("0", "1")]
