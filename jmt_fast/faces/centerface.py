@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from jmt_fast.faces.detector import Faces
 from jmt_fast.faces.network import NetworkDetector, chosen, conv
-from jmt_fast.faces.onnx import Graph, read, take_over
 from jmt_fast.faces.weights import WEIGHTS
 
 STRIDE = 4  # pixels of the picture a place of the map
@@ -92,31 +91,13 @@ class CenterFaceNet(nn.Module):
         heat, size, offset, points = (head(x) for head in self.heads)
         return heat.sigmoid(), size, offset, points
 
-    def load_onnx(self, graph: Graph) -> None:
-        """Take over the weights of the ONNX file. Raises ValueError where its layers are not this network's."""
-        take_over(self, graph, "CenterFace")
-
 
 class CenterFace(NetworkDetector):
     """The detector, with the published code's reading of the maps."""
 
-    net: CenterFaceNet
-
-    def __init__(
-        self,
-        net: CenterFaceNet,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        threshold: float = 0.5,
-    ) -> None:
-        super().__init__(net, device, dtype, threshold)
-
-    @classmethod
-    def pretrained(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CenterFace:
-        """With the published weights. Raises JMTError when they cannot be had."""
-        net = CenterFaceNet()
-        net.load_onnx(read(WEIGHTS["centerface"].read()))
-        return cls(net, device, dtype)
+    weights = WEIGHTS["centerface"]
+    network = CenterFaceNet
+    threshold = 0.5
 
     def decode(self, maps: Sequence[Tensor], limits: tuple[int, int], scale: np.ndarray) -> Faces:
         """Faces from one picture's maps: (1, h, w), (2, h, w), (2, h, w), (10, h, w), as `CenterFaceNet` has them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,30 +13,46 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from jmt_fast.faces.detector import Faces
+from jmt_fast.faces.onnx import read, take_over
+from jmt_fast.faces.weights import Weights
 
 MULTIPLE = 32  # the coarsest map's stride: sides must be multiples of it
-LONGER = 640  # a picture's longer side, at most: larger ones are shrunk for detection
+LONGER = 640  # a picture's longer side, at most, which bounds its time; a face should then be some 12 pixels wide
 OVERLAP = 0.3  # boxes that share more than this (intersection over union) are one face
 
 
 class NetworkDetector(ABC):
     """A detector: shrinks and pads pictures, runs the network on all of them at once, reads boxes off its maps.
 
-    `net`: RGB pictures (B, 3, H, W) in [0, 255], sides multiples of 32 -> a tuple of float32 tensors (B, ...); its
-    `heads` compute in float32. `dtype`: of all but the heads. `threshold`: faces with a lower score are left out.
-    `longer`: pictures with a longer side are shrunk to it, so that the time a picture takes is bounded; a face should
-    then still be some 12 pixels wide.
+    `net`, a `network`: RGB pictures (B, 3, H, W) in [0, 255], sides multiples of 32 -> a tuple of float32 tensors
+    (B, ...); its `heads` compute in float32, and its layers with weights stand in the order in which the ONNX file runs
+    them. `dtype`: of all but the heads. `threshold`: faces with a lower score are left out.
     """
 
+    weights: ClassVar[Weights]
+    network: ClassVar[type[nn.Module]]
+    threshold: float
+
     def __init__(
-        self, net: Any, device: torch.device | str, dtype: torch.dtype, threshold: float, longer: int = LONGER
+        self,
+        net: Any,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        threshold: float | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
         self.net = net.to(self.device, dtype, memory_format=torch.channels_last).eval()
         self.net.heads.float()
-        self.threshold = threshold
-        self.longer = longer
+        if threshold is not None:
+            self.threshold = threshold
+
+    @classmethod
+    def pretrained(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """With the published weights. Raises JMTError when they cannot be had."""
+        net = cls.network()
+        take_over(net, read(cls.weights.read()))
+        return cls(net, device, dtype)
 
     @abstractmethod
     def decode(self, maps: Sequence[Tensor], limits: tuple[int, int], scale: np.ndarray) -> Faces:
@@ -49,7 +65,7 @@ class NetworkDetector(ABC):
         if not len(pictures):
             return []
         height, width = pictures[0].shape[:2]
-        tall, wide = _shrunk(height, width, self.longer)
+        tall, wide = _shrunk(height, width)
         batch = torch.from_numpy(np.stack(pictures)).movedim(3, 1)
         if (tall, wide) != (height, width):
             # Bytes, on the CPU: a sixteenth of the time of float32 there, and CUDA has no such kernel for bytes.
@@ -66,8 +82,8 @@ class NetworkDetector(ABC):
         ]
 
 
-def _shrunk(height: int, width: int, longer: int) -> tuple[int, int]:
-    factor = min(1.0, longer / max(height, width))
+def _shrunk(height: int, width: int) -> tuple[int, int]:
+    factor = min(1.0, LONGER / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 

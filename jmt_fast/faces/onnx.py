@@ -49,16 +49,16 @@ def read(data: bytes) -> Graph:
     return Graph(nodes, {name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
-def take_over(net: nn.Module, graph: Graph, name: str) -> None:
+def take_over(net: nn.Module, graph: Graph) -> None:
     """The weights of the graph's layers for the network's, which stand in the order in which the graph runs them.
 
-    Raises ValueError where they are others than those of the network `name`.
+    Raises ValueError where they are others.
     """
     kinds = {"Conv": nn.Conv2d, "ConvTranspose": nn.ConvTranspose2d, "BatchNormalization": nn.BatchNorm2d}
     nodes = [node for node in graph.nodes if node.op in kinds]
     layers = [layer for layer in net.modules() if isinstance(layer, tuple(kinds.values()))]
     if [kinds[node.op] for node in nodes] != [type(layer) for layer in layers]:
-        raise ValueError(f"the file's layers are not {name}'s")
+        raise ValueError(f"the file's layers are not {type(net).__name__}'s")
     with torch.no_grad():
         for node, layer in zip(nodes, layers, strict=True):
             parts = ("weight", "bias", "running_mean", "running_var")

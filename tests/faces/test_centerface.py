@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from jmt_fast.faces import Faces
 from jmt_fast.faces.centerface import CenterFace, CenterFaceNet
-from jmt_fast.faces.onnx import Graph
+from jmt_fast.faces.onnx import Graph, take_over
 from jmt_fast.faces.track import overlaps
 
 Scene = Callable[..., np.ndarray]
@@ -23,7 +23,7 @@ Scene = Callable[..., np.ndarray]
 @pytest.fixture(scope="module")
 def net(onnx: Graph) -> CenterFaceNet:
     net = CenterFaceNet().eval()
-    net.load_onnx(onnx)
+    take_over(net, onnx)
     return net
 
 
@@ -78,10 +78,10 @@ def test_the_network_computes_what_the_file_says(
 
 def test_a_file_of_other_layers_is_refused(onnx: Graph) -> None:
     with pytest.raises(ValueError, match="not CenterFace"):
-        CenterFaceNet().load_onnx(Graph(onnx.nodes[:-1], onnx.tensors))
+        take_over(CenterFaceNet(), Graph(onnx.nodes[:-1], onnx.tensors))
     first = onnx.nodes[0].inputs[1]
     with pytest.raises(ValueError, match="expected"):
-        CenterFaceNet().load_onnx(Graph(onnx.nodes, onnx.tensors | {first: onnx.tensors[first][:, :2]}))
+        take_over(CenterFaceNet(), Graph(onnx.nodes, onnx.tensors | {first: onnx.tensors[first][:, :2]}))
 
 
 def plainly(heat: np.ndarray, size: np.ndarray, offset: np.ndarray, points: np.ndarray, least: float) -> list[tuple]:

@@ -45,8 +45,8 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         with zipfile.ZipFile(file, "w") as wheel:
             wheel.writestr(known.member, CONTENT)
         content = file.getvalue()
-    sums = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "fetched_sha256": hashlib.sha256(content).hexdigest()}
-    server = Server(replace(known, **sums), content)
+    own, whole = (hashlib.sha256(each).hexdigest() for each in (CONTENT, content))
+    server = Server(replace(known, sha256=own, wheel_sha256=whole if known.member else None), content)
     monkeypatch.setattr(urllib.request, "urlopen", server)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return server

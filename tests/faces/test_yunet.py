@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jmt_fast.errors import JMTError
-from jmt_fast.faces.onnx import Graph, read
+from jmt_fast.faces.onnx import Graph, read, take_over
 from jmt_fast.faces.weights import WEIGHTS
 from jmt_fast.faces.yunet import STRIDES, YuNet, YuNetNet
 
@@ -30,7 +30,7 @@ def content() -> bytes:
 @pytest.fixture(scope="module")
 def finder(content: bytes) -> YuNet:
     net = YuNetNet()
-    net.load_onnx(read(content))
+    take_over(net, read(content))
     return YuNet(net)
 
 
@@ -158,14 +158,14 @@ def test_the_network_computes_what_the_file_says(finder: YuNet, content: bytes, 
 def test_weights_land_where_such_a_file_has_them(random_net: YuNetNet, batch: int, height: int, width: int) -> None:
     graph = as_graph(random_net)
     other = YuNetNet().eval()
-    other.load_onnx(graph)
+    take_over(other, graph)
     agree(other, graph, batch, height, width)
 
 
 def test_a_file_of_other_layers_is_refused(random_net: YuNetNet) -> None:
     graph = as_graph(random_net)
     with pytest.raises(ValueError, match="not YuNet"):
-        random_net.load_onnx(Graph(graph.nodes[5:], graph.tensors))
+        take_over(random_net, Graph(graph.nodes[5:], graph.tensors))
 
 
 def test_candidates_become_faces(random_net: YuNetNet) -> None:
