@@ -89,10 +89,9 @@ def specialised(dim: int) -> Attention | str:
     if not GPU:
         return "needs a CUDA device"
     from jmt_fast.kernels.sigmoid_attention import specialised as own
-    from jmt_fast.kernels.sigmoid_attention.kernel import takes_tanh
+    from jmt_fast.kernels.sigmoid_attention.kernel import arch_of
 
-    major, minor = torch.cuda.get_device_capability()
-    arch = 10 * major + minor
+    arch = arch_of(torch.cuda.current_device())
     if dim not in own.TILES["backward_keys"] or arch not in own.WARPS["backward_keys"]:
         return f"not for width {dim} on sm_{arch}"
 
@@ -101,16 +100,14 @@ def specialised(dim: int) -> Attention | str:
         def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             ctx.save_for_backward(q, k, v)
             out = torch.empty_like(q)
-            own.launch_forward_specialised(q, k, v, None, dim**-0.5, 0.0, out, takes_tanh(q, None, 0.0), arch)
+            own.launch_forward(q, k, v, None, dim**-0.5, 0.0, out)
             return out
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
             inputs = ctx.saved_tensors
             gradients = tuple(torch.empty_like(x) for x in inputs)
-            own.launch_backward_specialised(
-                grad.contiguous(), *inputs, None, dim**-0.5, 0.0, *gradients, takes_tanh(inputs[0], None, 0.0), arch
-            )
+            own.launch_backward(grad.contiguous(), *inputs, None, dim**-0.5, 0.0, *gradients)
             return gradients
 
     return Specialised.apply
@@ -142,10 +139,11 @@ def triton_sigmoid() -> Attention:
     return lambda q, k, v: attention(*(x.transpose(1, 2) for x in (q, k, v)), sigmoid_bias=0.0).transpose(1, 2)
 
 
-def contenders() -> dict[str, Attention | str]:
+def contenders(dim: int) -> dict[str, Attention | str]:
     """name -> attention, or why it is not there. The first must run."""
     found: dict[str, Attention | str] = {
         OURS: lambda q, k, v: sigmoid_attention(q, k, v, q.shape[-1] ** -0.5),
+        SPECIALISED: specialised(dim),
         BIASED: biased,
         EAGER: formula,
         COMPILED: torch.compile(formula, dynamic=False),
@@ -234,7 +232,7 @@ def memory(calls: dict[str, Callable[[], Any]], timings: dict[str, Any], device:
 def test_forward(shape: Shape, device: torch.device, race: Any, rotate: Any, question: Any, ceiling: Any) -> None:
     torch.compiler.reset()
     inputs = [tensors[:3] for tensors in shape.drawn(device)]
-    found = contenders() | {SPECIALISED: specialised(shape.dim)}
+    found = contenders(shape.dim)
     first = [x[:1, :1].float() for x in inputs[0]]
     with torch.no_grad():
         truth = [sigmoid_attention_reference(*first, scale=shape.dim**-0.5)]
@@ -252,7 +250,7 @@ def test_backward(shape: Shape, device: torch.device, race: Any, rotate: Any, qu
     """Of long sequences the backward pass alone; of short ones with the forward pass, in one graph on a GPU."""
     torch.compiler.reset()
     inputs = shape.drawn(device)
-    found = contenders() | {SPECIALISED: specialised(shape.dim)}
+    found = contenders(shape.dim)
     *first, grad = [x[:1, :1].float() for x in inputs[0]]
     truth = both(lambda q, k, v: sigmoid_attention_reference(q, k, v, shape.dim**-0.5))(*first, grad)
     for name in (OURS, SPECIALISED):

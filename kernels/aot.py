@@ -1,7 +1,7 @@
 """Compile every kernel for every supported GPU generation with no GPU present, and report what the code needs.
 
 `python -m jmt_fast.kernels.aot` prints the table and fails on a program that its GPU would not run well;
-`compile_one` gives one record. Each op says in its `kernel.py`, by `programs(arch)`, which programs its launchers use.
+`compile_one` gives one record. Modules with launchers say by `programs(arch)` which programs these use.
 
 Registers, shared memory and stack are read from the cubin with the `cuobjdump` that Triton carries. Triton's kernels
 put nothing on the stack but spilled registers, so `spills` is the stack size. Matrix instructions are looked for in the
@@ -28,7 +28,11 @@ from .program import Program
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may use (CUDA C++ guide, table 27)
 MATRIX = {"mma.sync": "mma", "wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05"}
-OPS = ("sigmoid_attention", "ccc_loss", "fused_attention")
+OPS = {  # modules that hold its launchers
+    "sigmoid_attention": ("kernel", "specialised"),
+    "ccc_loss": ("kernel",),
+    "fused_attention": ("kernel",),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Resources:
 
 def programs(arch: int, op: str) -> Iterator[Program]:
     """Every program of one op (of OPS) on a GPU generation (80 for sm_80)."""
-    yield from import_module(f".{op}.kernel", __package__).programs(arch)
+    for module in OPS[op]:
+        yield from import_module(f".{op}.{module}", __package__).programs(arch)
 
 
 def compile_one(program: Program, arch: int) -> Resources:
@@ -129,7 +134,7 @@ def main() -> None:
     """Print the table; exit status 1 if a program has a fault (see `Resources.faults`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
-    parser.add_argument("--op", nargs="+", choices=OPS, default=OPS)
+    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
     arguments = parser.parse_args()
     print(_row({name: name for name in COLUMNS}))
     faulty = 0

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..launch import traceable
 from ..program import Program
-from . import specialised
 from .device import (
     INTERPRETED,
     sigmoid_attention_backward_keys,
@@ -123,10 +122,10 @@ def launch_forward(
 ) -> None:
     """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0.
 
-    `launch_forward_specialised` does the same for fewer cases, in another way that no GPU has timed yet.
+    `specialised.launch_forward` does the same for fewer cases, in another way that no GPU has timed yet.
     """
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
-    launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, _arch(q.device.index), valid is not None)
+    launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, arch_of(q.device.index), valid is not None)
     traceable(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, out, *_options(q, bias, valid),
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *_valid_strides(valid),
@@ -145,7 +144,7 @@ def launch_backward(
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     inputs = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     scalars = (*_valid_strides(valid), heads, len_q, len_k, scale, shift)
-    about = (q.element_size(), dim, len_q, len_k, _arch(q.device.index), valid is not None)
+    about = (q.element_size(), dim, len_q, len_k, arch_of(q.device.index), valid is not None)
 
     launch = launch_settings("backward_whole", *about)
     if len_q <= launch.queries and len_k <= launch.keys:
@@ -174,7 +173,7 @@ def _parts(dim: int) -> tuple[int, ...]:
 
 
 @cache
-def _arch(device: int | None) -> int:
+def arch_of(device: int | None) -> int:
     """90 for sm_90: asked once a device, as the answer takes longer than a small launch."""
     return 80 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch
 
@@ -223,7 +222,6 @@ def programs(arch: int) -> Iterator[Program]:
                 for kernel in ("forward", *backward):
                     for part in _parts(dim) if kernel == "backward_keys" else (0,):
                         yield program(kernel, arch, dtype, length, dim, full, part)
-    yield from specialised.programs(arch)
 
 
 def program(kernel: str, arch: int, dtype: str, length: int, dim: int, full: bool, part: int = 0) -> Program:

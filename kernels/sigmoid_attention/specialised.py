@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..program import Program
 from .device import INTERPRETED, _factors, _place, _sigmoid
+from .kernel import arch_of, takes_tanh
 
 ALIGNED = 16  # bytes: what a descriptor asks of addresses and strides
 STAGES = 2
@@ -139,29 +140,25 @@ KERNELS = {
 }
 
 
-def launch_forward_specialised(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, shift: float, out: Tensor, tanh: bool, arch: int
+def launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, shift: float, out: Tensor
 ) -> None:
-    """Fill `out` (B, H, Lq, D); `tanh`: by the coarse sigmoid.
-
-    Raises ValueError for what descriptors cannot describe, or there are no tiles for.
-    """
-    _launch("forward", (q, k, v, out), bias, scale, shift, tanh, arch)
+    """Fill `out` (B, H, Lq, D). Raises ValueError for what descriptors cannot describe, or there are no tiles for."""
+    _launch("forward", (q, k, v, out), bias, scale, shift)
 
 
-def launch_backward_specialised(
+def launch_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, shift: float,
-    dq: Tensor, dk: Tensor, dv: Tensor, tanh: bool, arch: int,
+    dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> None:  # fmt: skip
-    """Fill `dq`, `dk` and `dv` from `grad` (B, H, Lq, D). Raises as the forward launcher does."""
-    _launch("backward_keys", (q, k, v, grad, dk, dv), bias, scale, shift, tanh, arch)
-    _launch("backward_queries", (q, k, v, grad, dq), bias, scale, shift, tanh, arch)
+    """Fill `dq`, `dk` and `dv` from `grad` (B, H, Lq, D). Raises as `launch_forward` does."""
+    _launch("backward_keys", (q, k, v, grad, dk, dv), bias, scale, shift)
+    _launch("backward_queries", (q, k, v, grad, dq), bias, scale, shift)
 
 
-def _launch(
-    kernel: str, tensors: tuple[Tensor, ...], bias: Tensor | None, scale: float, shift: float, tanh: bool, arch: int
-) -> None:
+def _launch(kernel: str, tensors: tuple[Tensor, ...], bias: Tensor | None, scale: float, shift: float) -> None:
     q, k = tensors[:2]
+    arch = arch_of(q.device.index)
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     tiles, warps = TILES[kernel], WARPS[kernel]
     if not (arch in warps or INTERPRETED.value) or dim not in tiles or not all(map(_describable, tensors)):
@@ -177,8 +174,8 @@ def _launch(
     triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=q.device))
     KERNELS[kernel][(batch * heads * triton.cdiv(own, tile),)](
         *tensors, q if bias is None else bias.contiguous(), *(n for x in tensors for n in x.stride()[:3]),
-        heads, len_q, len_k, scale, shift, DIM=dim, QUERIES=queries, KEYS=keys, HAS_BIAS=bias is not None, TANH=tanh,
-        REST=others % step != 0, num_warps=warps.get(arch, 4), num_stages=STAGES,
+        heads, len_q, len_k, scale, shift, DIM=dim, QUERIES=queries, KEYS=keys, HAS_BIAS=bias is not None,
+        TANH=takes_tanh(q, bias, shift), REST=others % step != 0, num_warps=warps.get(arch, 4), num_stages=STAGES,
     )  # fmt: skip
 
 

@@ -16,12 +16,8 @@ import torch
 from torch import Tensor
 
 from jmt_fast.kernels import sigmoid_attention, sigmoid_attention_reference
-from jmt_fast.kernels.sigmoid_attention.kernel import launch_backward, launch_forward, takes_tanh
-from jmt_fast.kernels.sigmoid_attention.specialised import (
-    WARPS,
-    launch_backward_specialised,
-    launch_forward_specialised,
-)
+from jmt_fast.kernels.sigmoid_attention import specialised
+from jmt_fast.kernels.sigmoid_attention.kernel import arch_of, launch_backward, launch_forward
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -204,21 +200,16 @@ def test_a_key_row_is_not_spoiled_by_queries_past_the_end() -> None:
     assert dk.isfinite().all() and dv.isfinite().all()
 
 
-def specialised(
+def by_specialised_warps(
     q: Tensor, k: Tensor, v: Tensor, bias: float | Tensor, out: Tensor, grad: Tensor, *gradients: Tensor
 ) -> None:
     """Fill `out` and the gradients of q, k and v, where warps can be specialised so."""
-    arch = 90
-    if not INTERPRETED:
-        major, minor = torch.cuda.get_device_capability()
-        arch = 10 * major + minor
-        if arch not in WARPS["backward_keys"]:
-            pytest.skip(f"warps are specialised forward and backward on sm_90, this is sm_{arch}")
+    if not INTERPRETED and (arch := arch_of(q.device.index)) not in specialised.WARPS["backward_keys"]:
+        pytest.skip(f"warps are specialised forward and backward on sm_90, this is sm_{arch}")
     offset, shift = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias)
     about = (q, k, v, offset, q.shape[3] ** -0.5, shift)
-    tanh = takes_tanh(q, offset, shift)
-    launch_forward_specialised(*about, out, tanh, arch)
-    launch_backward_specialised(grad, *about, *gradients, tanh, arch)
+    specialised.launch_forward(*about, out)
+    specialised.launch_backward(grad, *about, *gradients)
 
 
 @pytest.mark.parametrize("layout", ["dense", "sequence_first", "expanded"])
@@ -236,7 +227,7 @@ def test_specialised_warps_against_fp64(len_q: int, len_k: int, dim: int, bias: 
         )
         offset = torch.full((2,), -math.log(len_k), device=DEVICE) if isinstance(bias, str) else bias
         found = [torch.full(x.shape, math.nan, dtype=dtype, device=DEVICE) for x in (q, q, k, v)]
-        specialised(q, k, v, offset, found[0], grad, *found[1:])
+        by_specialised_warps(q, k, v, offset, found[0], grad, *found[1:])
         truth, plain = (
             by_autograd(q, k, v, grad, None, dim**-0.5, offset, each) for each in (torch.float64, dtype)
         )  # fmt: skip
@@ -251,27 +242,28 @@ def test_specialised_warps_meet_no_infinity_past_the_end() -> None:
     found = [torch.empty_like(q) for _ in range(4)]
     k[..., 0] = k[..., 0].abs() + 0.1
     q[0, 0, 7] = torch.tensor([math.inf] + 63 * [0.0])  # every weight is 1
-    specialised(q, k, v, 0.0, found[0], grad, *found[1:])
+    by_specialised_warps(q, k, v, 0.0, found[0], grad, *found[1:])
     torch.testing.assert_close(found[0][0, 0, 7].float(), v[0, 0].float().sum(0), rtol=2e-3, atol=2e-3)
     assert found[1].isfinite().all()
     q, k = k, q
-    specialised(q, k, v, 0.0, found[0], grad, *found[1:])
+    by_specialised_warps(q, k, v, 0.0, found[0], grad, *found[1:])
     torch.testing.assert_close(found[3][0, 0, 7].float(), grad[0, 0].float().sum(0), rtol=2e-3, atol=2e-3)
     assert found[2].isfinite().all()
 
 
-def test_specialised_warps_say_what_they_do_not_take() -> None:
+def test_specialised_warps_say_what_they_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.randn(1, 1, 32, 64, device=DEVICE).half()
     odd = torch.randn(2048 + 1, device=DEVICE).half()[1:].view_as(q)
     for x in (q.float(), q[..., :48], q.mT.contiguous().mT, odd):
         about = (x, x, x, None, 1.0, 0.0)
         with pytest.raises(ValueError, match="16-bit tensors of width 64 or 128"):
-            launch_forward_specialised(*about, torch.empty_like(x), False, 90)
+            specialised.launch_forward(*about, torch.empty_like(x))
         with pytest.raises(ValueError, match="16-bit tensors of width 64 or 128"):
-            launch_backward_specialised(x, *about, x, x, x, False, 90)
+            specialised.launch_backward(x, *about, x, x, x)
     if not INTERPRETED:
+        monkeypatch.setattr(specialised, "arch_of", lambda device: 80)
         with pytest.raises(ValueError, match=r"sm_90 or sm_100, .* sm_80"):
-            launch_forward_specialised(q, q, q, None, 1.0, 0.0, torch.empty_like(q), False, 80)
+            specialised.launch_forward(q, q, q, None, 1.0, 0.0, torch.empty_like(q))
 
 
 @needs_cuda

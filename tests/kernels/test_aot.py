@@ -14,9 +14,8 @@ from triton.backends.compiler import GPUTarget
 
 from jmt_fast.kernels import aot, sigmoid_attention
 from jmt_fast.kernels.program import Program
+from jmt_fast.kernels.sigmoid_attention import specialised
 from jmt_fast.kernels.sigmoid_attention.kernel import KERNELS, program
-from jmt_fast.kernels.sigmoid_attention.specialised import TILES, WARPS
-from jmt_fast.kernels.sigmoid_attention.specialised import programs as specialised_programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05"}
@@ -51,15 +50,19 @@ def test_large_tiles_use_the_archs_own_matrix_instruction(arch: int, dim: int, k
 @pytest.mark.parametrize("arch", [90, 100])
 def test_warps_are_specialised(arch: int) -> None:
     """The compiler leaves a loop as it is without a word where it cannot: the code must show it."""
-    chosen = list(specialised_programs(arch))
-    assert len(chosen) == sum(2 * len(tiles) for kernel, tiles in TILES.items() if arch in WARPS[kernel]) > 0
+    chosen = list(specialised.programs(arch))
+    assert (
+        len(chosen)
+        == sum(2 * len(tiles) for kernel, tiles in specialised.TILES.items() if arch in specialised.WARPS[kernel])
+        > 0
+    )
     for described in chosen:
         assert not aot.compile_one(described, arch).faults
         options = {"num_warps": described.warps, "num_stages": described.stages}
         code = triton.compile(aot._source(described), target=GPUTarget("cuda", arch, 32), options=options).asm
         assert "ttg.warp_specialize(" in code["ttgir"]
         assert "setmaxnreg" in code["ptx"] and "cp.async.bulk.tensor" in code["ptx"]
-    assert not list(specialised_programs(80))
+    assert not list(specialised.programs(80))
 
 
 def test_fp32_is_computed_in_ieee_arithmetic() -> None:
