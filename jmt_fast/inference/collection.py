@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from jmt_fast import __version__
 from jmt_fast.config import Config, DetectorName, Region, Stride
@@ -30,7 +31,8 @@ VERSIONS = f"jmt-fast {__version__}, torch {torch.__version__}"
 
 
 class Settings(Config):
-    """All that changes the files of a video. `weights`: `weights_digest` of the checkpoint."""
+    """All that changes the traces of a video, and whether there are pictures of them. `weights`: `weights_digest` of
+    the checkpoint."""
 
     weights: str
     region: Region | None = None
@@ -40,7 +42,7 @@ class Settings(Config):
     precision: str = "auto"
     smooth: tuple[int, int] | None = None
     format: str = "parquet"
-    plot: bool = False
+    plot: bool = Field(False, exclude=True)  # from the digest: it changes no trace
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ def predict_one(predictor: Predictor, settings: Settings, task: Task, told: Told
         path = task.output.with_name(f"{task.output.name}{person}.{settings.format}")
         trace.save(path)
         outputs.append(path.name)
+        picture = path.with_suffix(".png")
+        picture.unlink(missing_ok=True)  # of an earlier trace
         if settings.plot:
-            picture = path.with_suffix(".png")
             temporary = picture.with_name(f".{picture.name}.part")
             trace.plot().savefig(temporary, dpi=120, format="png")
             temporary.replace(picture)
@@ -138,12 +141,13 @@ def predict_collection(
     progress: Progress = lambda video, share: None,
 ) -> Iterator[Known]:
     """Predict what `out` lacks: videos that are new there, or changed since (size or modification time), or were done
-    with other settings or another checkpoint, or whose files are gone. Those that failed are left as they are unless
-    they changed, or `redo` is `failed`; `all` does every one. Files that a video had before and has no more go, such as
-    those of `person` = all when the largest alone is asked for; those of another format stay.
+    with other settings or another checkpoint, or whose files (pictures, where they are wanted) are gone. Those that
+    failed are left as they are unless they changed, or `redo` is `failed`; `all` does every one. Files that a video
+    had before and has no more go, such as those of `person` = all when the largest alone is asked for; those of
+    another format stay.
 
-    Videos that are left as they are come first, the others as they are finished, each in the ledger
-    by then. `progress(index in videos, share)`. Raises JMTError as `Ledger` and `engine` do.
+    Videos that are left as they are come first, the others as they are finished, each in the ledger by then.
+    `progress(index in videos, share)`. Raises JMTError as `Ledger` and `engine` do.
     """
     with Ledger(out) as ledger:
         for part in out.glob(".*.part"):  # of a run that was killed
@@ -155,7 +159,7 @@ def predict_collection(
             size, time_ns = fingerprint(video)
             row = Row(as_text(os.path.abspath(video)), name, size, time_ns, digest, FAILED, versions=VERSIONS)
             before = ledger.rows.get(row.path)
-            if before and not _due(before, row, out, redo):
+            if before and not _due(before, row, _promised(before, out, settings.plot), redo):
                 yield Known(number, before, fresh=False)
                 continue
             planned[number] = row
@@ -181,12 +185,17 @@ def predict_collection(
                 yield Known(result.number, row)
 
 
-def _due(before: Row, row: Row, out: Path, redo: Redo) -> bool:
+def _promised(row: Row, out: Path, plot: bool) -> list[Path]:
+    traces = [out / name for name in row.outputs]
+    return traces + [path.with_suffix(".png") for path in traces if plot]
+
+
+def _due(before: Row, row: Row, promised: list[Path], redo: Redo) -> bool:
     same = (before.size, before.mtime_ns, before.settings) == (row.size, row.mtime_ns, row.settings)
     if redo == "all" or not same:
         return True
     if before.status == DONE:
-        return not all((out / name).exists() for name in before.outputs)
+        return not all(path.exists() for path in promised)
     return redo == "failed"
 
 

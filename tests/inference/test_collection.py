@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,6 +237,24 @@ def test_files_hold_what_predict_returns(predictor: Predictor, film: Film, tmp_p
     assert done.rows == expected.num_rows
     assert done.duration == pytest.approx(39 / 30)
     assert {path.name for path in tmp_path.iterdir()} == {"o.k.parquet", "o.k.png"}
+
+
+def test_pictures_are_made_where_they_are_missing(predictor: Predictor, film: Film, tmp_path: Path) -> None:
+    video, picture = film(), tmp_path / "out" / f"{film().stem}.png"
+
+    def fresh(**settings: object) -> bool:
+        chosen = Settings(**({"weights": "w"} | settings))
+        work = partial(predict_one, predictor, chosen)
+        (known,) = predict_collection([video], tmp_path / "out", lambda place: work, chosen, run_here)
+        return known.fresh
+
+    assert fresh() and not picture.exists()
+    assert fresh(plot=True) and picture.exists()
+    assert not fresh(plot=True)
+    assert not fresh() and picture.exists()  # as they are, they are what was asked for, and more
+    picture.unlink()
+    assert fresh(plot=True) and picture.exists()
+    assert fresh(smooth=(5, 9)) and not picture.exists()  # it was another trace's
 
 
 def test_many_videos_at_once_give_what_one_gives(
