@@ -1,7 +1,7 @@
 """What does the demo reach? Test CCC of every model over three seeds, on identities that training did not see.
 
-Each seed is another collection and another initialisation. Every model has had the same search over learning rate and
-momentum on the validation split; `ridge` is closed-form regression on the same features. `varies_v`, `varies_a`: the
+Each seed is another collection and another initialisation. Every model has had the same search over the learning rate
+on the validation split; `ridge` is closed-form regression on the same features. `varies_v`, `varies_a`: the
 deviation of the predictions within sequences of 8.5 s over that of the labels.
 """
 
