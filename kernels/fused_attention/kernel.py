@@ -45,8 +45,9 @@ def launch_settings(kernel: str, itemsize: int, width: int, tokens: int, length:
     """Settings of one of KERNELS, by heuristic; None if `project_attend` cannot run.
 
     `width` is the head's, padded; `programs` is how many programs each tile means. A tile must hold a whole sequence
-    of `length`, and grows as long as there are tokens to fill it and programs enough for all multiprocessors. With
-    16-bit operands none of these spills, and all fit the 99 KiB of the smallest GPUs (`jmt_fast.kernels.aot`).
+    of `length`, and grows as long as there are tokens to fill it and programs enough for all multiprocessors. All fit
+    the 99 KiB of the smallest GPUs. With 16-bit operands none spills on sm_90; elsewhere some do, by up to 184 bytes a
+    thread, most of them at 128 rows (`jmt_fast.kernels.aot`).
     """
     single = itemsize == 4
     largest = {"project_attend": fused_rows(width, itemsize), "project": 64 if single else 128}.get(kernel, 64)
