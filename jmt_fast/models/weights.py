@@ -68,7 +68,7 @@ def _check_pretrained(config: FeatureConfig) -> None:
             if value != expected:
                 raise JMTError(
                     f"{part}.{field}={value}: pretrained weights exist for {expected} only; "
-                    'use weights="random" or a folder of trained weights'
+                    'take "random" ones or a folder of trained ones (--backbones)'
                 )
 
 
