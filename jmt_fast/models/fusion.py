@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,10 +73,8 @@ class JMT(
             x = self._encode(x, layer, bias, valid)
         query, key = ([self.streams.index(pair[side]) for pair in self.pairs] for side in (0, 1))
         choice = [self.cross_names.index(self.cross_name(pair)) for pair in self.pairs]
-        outputs = self._attend(x, self.cross, query, key, choice, bias, valid)
-        if not self.tokens:
-            return self.out(torch.cat(outputs, -1))
-        return self._last_token(torch.stack(outputs, 2))
+        attended = self._attend(x, self.cross, query, key, choice, bias, valid).permute(1, 2, 0, 3)  # (B, L, P, D)
+        return self._last_token(attended) if self.tokens else self.out(attended.flatten(2))
 
     def _inputs(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         if self.config.input_norm == "l2":
@@ -100,7 +97,7 @@ class JMT(
     def _encode(self, x: Tensor, layer: PackedLayer, bias: Bias, valid: Tensor | None) -> Tensor:
         """(S, B, L, D) -> (S, B, L, D)."""
         each = list(range(len(x)))
-        attended = torch.stack(self._attend(x, layer.attention, each, each, each, bias, valid))
+        attended = self._attend(x, layer.attention, each, each, each, bias, valid)
         if not layer.transformer:
             return attended
         x = _norm(x + attended, layer.norm1_weight, layer.norm1_bias)
@@ -113,27 +110,28 @@ class JMT(
         bias = self._bias(x[0], None)
         for layer in self.final_encoder:
             x = self._encode(x, layer, bias, None)
-        (attended,) = self._attend(x, self.final_attention, [0], [0], [0], bias, None)
-        return attended[:, -1].unflatten(0, tokens.shape[:2])
+        attended = self._attend(x, self.final_attention, [0], [0], [0], bias, None)
+        return attended[0, :, -1].unflatten(0, tokens.shape[:2])
 
     def _attend(
         self, x: Tensor, weights: PackedAttention, query: list[int], key: list[int], choice: list[int], bias: Bias,
         valid: Tensor | None,
-    ) -> list[Tensor]:  # fmt: skip
-        """Pairs of streams of `x` (S, B, L, D), each with its choice of the weights -> P of (B, L, D)."""
+    ) -> Tensor:  # fmt: skip
+        """Pairs of streams of `x` (S, B, L, D), each with its choice of the weights -> (P, B, L, D)."""
         config, dtype = self.config, _product_dtype(x)
         x, weight = x.to(dtype), weights.in_proj_weight.to(dtype)
         offset = None if weights.in_proj_bias is None else weights.in_proj_bias.to(dtype)
         if x.shape[2] <= MAX_LENGTH:
-            outputs: Sequence[Tensor] = fused_attention(
+            joined = fused_attention(
                 x, weight, offset, query, key, choice, config.heads, self.scale, bias, valid, config.activation,
                 config.orientation,
-            ).chunk(len(query), -1)  # fmt: skip
+            )  # fmt: skip
+            attended = joined.unflatten(-1, (len(query), -1)).permute(2, 0, 1, 3)
         else:
-            outputs = self._attend_long(x, weight, offset, query, key, choice, bias, valid)
+            attended = torch.stack(self._attend_long(x, weight, offset, query, key, choice, bias, valid))
         if weights.out_proj_weight is None or weights.out_proj_bias is None:
-            return list(outputs)
-        return _linear_by_choice(outputs, weights.out_proj_weight, weights.out_proj_bias, choice)
+            return attended
+        return _linear_by_choice(attended, weights.out_proj_weight, weights.out_proj_bias, choice)
 
     def _attend_long(
         self, x: Tensor, weight: Tensor, offset: Tensor | None, query: list[int], key: list[int], choice: list[int],
@@ -191,13 +189,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return result
 
 
-def _linear_by_choice(parts: Sequence[Tensor], weight: Tensor, bias: Tensor, choice: list[int]) -> list[Tensor]:
-    """Part p (B, L, in) through layer choice[p] of the stack; parts that share a layer go through it together."""
-    shape = parts[0].shape
-    order = sorted(range(len(parts)), key=choice.__getitem__)
+def _linear_by_choice(x: Tensor, weight: Tensor, bias: Tensor, choice: list[int]) -> Tensor:
+    """x[p] of x (P, B, L, in) through layer choice[p] of the stack; those that share a layer go through it together."""
+    if choice == list(range(len(weight))):
+        return _linear(x.flatten(1, 2), weight, bias).view(*x.shape[:-1], weight.shape[1])
+    order = sorted(range(len(choice)), key=choice.__getitem__)
+    parts = x.unbind()
     grouped = torch.stack([parts[part] for part in order]).unflatten(0, (len(weight), -1)).flatten(1, 3)
-    outputs = _linear(grouped, weight, bias).view(len(parts), *shape).unbind()
-    return [outputs[order.index(part)] for part in range(len(parts))]
+    outputs = _linear(grouped, weight, bias).view(x.shape).unbind()
+    return torch.stack([outputs[order.index(part)] for part in range(len(choice))])
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jmt_fast.cuda_graph import CudaGraph, compiled
 from jmt_fast.models.affine import Dense
 from jmt_fast.models.folded import FoldedFusion, foldable
 from jmt_fast.models.fusion import JMT
@@ -33,7 +34,8 @@ class PreparedFusion:
                 if isinstance(module, Dense) and module.dtype == runtime.dtype:
                     module.pack()
         if self._compiled:
-            self._network = torch.compile(self._network, dynamic=False, mode="reduce-overhead")
+            self._network = compiled(self._network, runtime.device)
+        self._graphs: dict[Any, CudaGraph] = {}  # by size of batch, and shapes and dtypes of a sequence
 
     @torch.inference_mode()
     def __call__(self, audio: Tensor, visual: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -44,17 +46,27 @@ class PreparedFusion:
         check_inputs(self.config, audio, visual, valid)
         if valid is None:
             valid = torch.ones(audio.shape[:2], dtype=torch.bool)
-        tensors = [tensor.to(self.runtime.device, non_blocking=True) for tensor in (audio, visual, valid)]
+        tensors = (audio, visual, valid)
         if not self._compiled or not len(audio):
-            return self._network(*tensors)
+            return self._network(*(tensor.to(self.runtime.device, non_blocking=True) for tensor in tensors))
         parts = zip(*(tensor.split(self._batch) for tensor in tensors), strict=True)
-        return torch.cat([self._part(*part) for part in parts])
+        outputs = [self._part(*part) for part in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _part(self, *tensors: Tensor) -> Tensor:
+        """At most `batch` sequences, in the graph of the next size. What it has more are sequences without a clip."""
         rows = len(tensors[0])
         size = next(size for size in self._sizes if size >= rows)
-        padded = [torch.cat([tensor, tensor.new_zeros(size - rows, *tensor.shape[1:])]) for tensor in tensors]
-        return self._network(*padded)[:rows].clone()  # the graph's next run writes over its output
+        kind = (size, *((tensor.shape[1:], tensor.dtype) for tensor in tensors))
+        if kind not in self._graphs:
+            example = (tensor.new_zeros(size, *tensor.shape[1:], device=self.runtime.device) for tensor in tensors)
+            self._graphs[kind] = CudaGraph(self._network, example)
+        graph = self._graphs[kind]
+        for own, tensor in zip(graph.inputs, tensors, strict=True):
+            own[:rows].copy_(tensor, non_blocking=True)
+        if rows < size:
+            graph.inputs[-1][rows:] = False
+        return graph()[:rows]
 
 
 class LowPrecision(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jmt_fast.cuda_graph import CudaGraph, compiled
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.distributed import ranks
 
@@ -110,8 +111,8 @@ class WholeStep(Step):
         self._filled = float(self._group["lr"])
         self._rate = torch.tensor(self._filled, device=self.device)
         optimizer._opt_called = True  # type: ignore[attr-defined]  # or a schedule warns that nobody steps it
-        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
-        self._region = torch.compile(self._whole, dynamic=False, fullgraph=True)
+        self._graphs: dict[tuple[torch.Size, ...], CudaGraph] = {}
+        self._compiled = compiled(self._whole, self.device)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         if self._group["lr"] != self._filled:
@@ -136,12 +137,19 @@ class WholeStep(Step):
             self.optimizer.state[weight]["momentum_buffer"] = momentum
 
     def _run(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        if self.device.type != "cuda":
+            return self._region(*tensors)
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = CudaGraph(self._region, tensors)
+        graph = self._graphs[shapes]
+        for own, tensor in zip(graph.inputs, tensors, strict=True):
+            own.copy_(tensor)
+        return graph()
+
+    def _region(self, *tensors: Tensor) -> Tensor:
         with torch._dynamo.config.patch(trace_autograd_ops=True):
-            if self.device.type != "cuda":
-                return self._region(*tensors)
-            shapes = tuple(tensor.shape for tensor in tensors)
-            graph = self._graphs.setdefault(shapes, _Graph(self._region))
-            return graph(tensors)
+            return self._compiled(*tensors)
 
     def _whole(self, *tensors: Tensor) -> Tensor:
         value = self._loss(*tensors)
@@ -159,32 +167,6 @@ class WholeStep(Step):
                     gradient = gradient + self._group["momentum"] * momentum if self._group["nesterov"] else momentum
                 weight.sub_(self._rate * gradient)
         return value.detach()
-
-
-class _Graph:
-    """Calls a function of tensors of fixed shapes; from the fourth call on as a CUDA graph."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
-        self._warm = 3
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: tuple[Tensor, ...] = ()
-        self._output: Tensor | None = None
-
-    def __call__(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        if self._warm:  # true steps, in which the compiler compiles and libraries get their workspaces
-            self._warm -= 1
-            return self._function(*tensors)
-        if self._graph is None:
-            self._inputs = tuple(tensor.clone() for tensor in tensors)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # notes what would be done, and does nothing
-                self._output = self._function(*self._inputs)
-        for own, tensor in zip(self._inputs, tensors, strict=True):
-            own.copy_(tensor)
-        self._graph.replay()
-        assert self._output is not None
-        return self._output.clone()  # the next replay writes over it
 
 
 def fast_step(

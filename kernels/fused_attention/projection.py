@@ -65,10 +65,15 @@ def _pick(x: Tensor, indices: Sequence[int]) -> Tensor:
 
 
 def _summed(parts: Sequence[Tensor], owners: Sequence[int], count: int) -> Tensor:
-    """Parts summed by owner 0 .. count - 1, in a fixed order and rounded once."""
-    groups = [[part for part, owner in zip(parts, owners, strict=True) if owner == number] for number in range(count)]
-    longest = max(map(len, groups))
-    for group in groups:
-        group += [torch.zeros_like(parts[0])] * (longest - len(group))
-    stacked = torch.stack([part for group in groups for part in group])
-    return stacked if longest == 1 else stacked.unflatten(0, (count, longest)).sum(1)
+    """Parts summed by owner 0 .. count - 1, in a fixed order, in float32 or more, and rounded once.
+
+    By additions, which the compiler takes into one kernel; a stack of all parts would be one kernel for each.
+    """
+    dtype = torch.promote_types(parts[0].dtype, torch.float32)
+    sums = [torch.zeros_like(parts[0])] * count
+    for number in range(count):
+        own = [part for part, owner in zip(parts, owners, strict=True) if owner == number]
+        if own:
+            first, *others = own
+            sums[number] = sum((part.to(dtype) for part in others), first.to(dtype)).to(first.dtype)
+    return torch.stack(sums)
