@@ -27,10 +27,23 @@ def results(function: Callable[..., Tensor], tensors: list[Tensor], *options: An
     return out.detach(), *torch.autograd.grad(out, (q, k, v), grad)
 
 
+def check_errors(name: str, found: Tensor, usual: Tensor, truth: Tensor) -> None:
+    """At most twice the error of plain PyTorch, and one rounding unit of the largest value.
+
+    That holds for the root mean square, which hardly varies from draw to draw. The largest of many errors does.
+    """
+    unit = torch.finfo(found.dtype).eps * truth.abs().max()
+    if found.dtype == torch.float64:  # the truth's own precision: sums of this many terms differ by their order
+        unit *= math.sqrt(LEN_Q)
+    ours, plain = found - truth, usual - truth
+    assert ours.square().mean().sqrt() <= 2 * plain.square().mean().sqrt() + unit, name
+    assert ours.abs().max() <= 3 * plain.abs().max() + unit, name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("full", [False, True], ids=["bare", "bias and mask"])
 def test_error_against_fp64(dtype: torch.dtype, full: bool) -> None:
-    shape = [(2, 2, n, 8) for n in (LEN_Q, LEN_K, LEN_K, LEN_Q)]
+    shape = [(2, 2, n, 16) for n in (LEN_Q, LEN_K, LEN_K, LEN_Q)]
     tensors = [torch.randn(s, dtype=torch.float64).to(dtype) for s in shape]
     assert is_long(*tensors[:2])
     valid = torch.rand(2, LEN_K) < 0.7 if full else None
@@ -43,10 +56,7 @@ def test_error_against_fp64(dtype: torch.dtype, full: bool) -> None:
         NAMES, results(sigmoid_attention, tensors, 0.35, bias, valid), truth, plain, strict=True
     ):
         assert found.dtype == dtype
-        unit = torch.finfo(dtype).eps * expected.abs().max()
-        if dtype == torch.float64:  # the truth's own precision: sums of this many terms differ by their order
-            unit *= math.sqrt(LEN_Q)
-        assert (found - expected).abs().max() <= 2 * (usual - expected).abs().max() + unit, name
+        check_errors(name, found, usual, expected)
 
 
 def test_infinite_and_nan_queries_spoil_their_own_rows_only() -> None:
@@ -57,8 +67,10 @@ def test_infinite_and_nan_queries_spoil_their_own_rows_only() -> None:
     q[0, 0, 3] = math.nan
     q[0, 0, 700] = torch.tensor([math.inf, 0, 0, 0])  # every weight is 1
     found = sigmoid_attention(q, k, v, valid=valid)
-    torch.testing.assert_close(found, sigmoid_attention_reference(q, k, v, valid=valid), equal_nan=True)
     assert found[0, 0, 3].isnan().all() and found.isnan().sum() == 4
+    usual = sigmoid_attention_reference(q, k, v, valid=valid)
+    truth = sigmoid_attention_reference(q.double(), k.double(), v.double(), valid=valid)
+    check_errors("out", *(x[truth.isfinite()] for x in (found, usual, truth)))
     torch.testing.assert_close(found[0, 0, 700], v[0, 0, valid[0]].sum(0), rtol=1e-5, atol=1e-3)  # 1,099 terms
 
 
