@@ -91,7 +91,7 @@ def specialised(dim: int) -> Attention | str:
     from jmt_fast.kernels.sigmoid_attention import specialised as own
     from jmt_fast.kernels.sigmoid_attention.kernel import arch_of
 
-    arch = arch_of(torch.cuda.current_device())
+    arch = arch_of(torch.device("cuda", torch.cuda.current_device()))
     if dim not in own.TILES["backward_keys"] or arch not in own.WARPS["backward_keys"]:
         return f"not for width {dim} on sm_{arch}"
 

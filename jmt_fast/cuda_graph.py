@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+VARIANTS = 1024  # of one function's code: the compiler's own limit, 8, is meant for shapes that never settle
 
 
 class CudaGraph:
@@ -30,20 +33,52 @@ class CudaGraph:
             self._warm -= 1
             return self._function(*self.inputs)
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # notes what would be done, and does nothing; other threads may go on using the device meanwhile
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._output = self._function(*self.inputs)
+            self._graph, self._output = self._captured()
         self._graph.replay()
         assert self._output is not None
         return self._output.clone()
 
+    def _captured(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Notes what would be done, and does nothing."""
+        device, graph = self.inputs[0].device, torch.cuda.CUDAGraph()
+        # PyTorch's own stream for captures is on whichever device came first; on another one it would see nothing.
+        # Other threads may use the device meanwhile, but not wait for all of it.
+        with torch.cuda.device(device), torch.cuda.graph(
+            graph, stream=_stream(device), capture_error_mode="thread_local"
+        ):  # fmt: skip
+            output = self._function(*self.inputs)
+        return graph, output
 
-def compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """`function` as one compiled region, once for each set of shapes, to be captured in a `CudaGraph` on a GPU.
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One a device: each stream that multiplies matrices has a workspace."""
+    return torch.cuda.Stream(device)
+
+
+def region(function: Callable[..., Tensor], device: torch.device, **settings: Any) -> Callable[..., Tensor]:
+    """`function` compiled as a whole, to be captured in a `CudaGraph` on a GPU. `settings` are the compiler's front's.
 
     There kernels that do not depend on each other share a launch: a training step of the default model takes 65 launches
     instead of 93, as counted in the compiler's output for sm_90.
     """
     options: dict[str, Any] | None = {"combo_kernels": True} if device.type == "cuda" else None
-    return torch.compile(function, dynamic=False, fullgraph=True, options=options)
+    return compiled(function, fullgraph=True, options=options, **settings)
+
+
+def compiled(
+    function: Callable[..., Tensor], fullgraph: bool = False, options: dict[str, Any] | None = None, **settings: Any
+) -> Callable[..., Tensor]:
+    """`function` compiled once for each set of shapes, and for each object that it belongs to or encloses.
+
+    The compiler counts all of these together, for as long as the process lives, and at its own limit gives up: with
+    `fullgraph` by an error.
+    """
+    inner = torch.compile(function, dynamic=False, fullgraph=fullgraph, options=options)
+
+    def call(*tensors: Tensor) -> Tensor:
+        limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 64 * VARIANTS}
+        with torch._dynamo.config.patch(**limits, **settings):
+            return inner(*tensors)
+
+    return call

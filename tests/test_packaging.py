@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "config", "runtime"},
+    {"errors", "config", "runtime", "threads", "cuda_graph"},
     {"media", "kernels"},
     {"models", "data"},
     {"faces"},

@@ -192,8 +192,9 @@ def evaluate(
     with show.bar("Extracting features") as progress:
         labelled = labelled_videos(recordings, opened, loaded.backbones, machine, progress)
     result = evaluation(
-        loaded.fusion, loaded.backbones.audio, labelled.split(split.value), label_lag=label_lag(checkpoint)
-    )
+        loaded.fusion.to(machine.device), loaded.backbones.audio.to(machine.device), labelled.split(split.value),
+        runtime=machine, label_lag=label_lag(checkpoint),
+    )  # fmt: skip
     scores = result.as_dict()
     if json:
         failed = {name: str(error) for name, error in labelled.failed.items()}

@@ -15,9 +15,10 @@ Fusion = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def gather(video: VideoFeatures, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows (S, L) of clip indices, -1 for padding -> audio and visual (S, L, D) float32, present (S, L) bool."""
-    index = torch.from_numpy(video.rows[np.maximum(rows, 0)])
-    present = torch.from_numpy(rows >= 0)
+    """Rows (S, L) of clip indices, -1 for padding -> audio and visual (S, L, D) float32, present (S, L) bool,
+    on the device of the features."""
+    device = video.clips.device
+    index, present = (torch.from_numpy(part).to(device) for part in (video.rows[np.maximum(rows, 0)], rows >= 0))
     audio, visual = (part[index].float().masked_fill(~present[..., None], 0) for part in (video.audio, video.visual))
     return audio, visual, present
 

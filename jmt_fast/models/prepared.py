@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jmt_fast.cuda_graph import CudaGraph, compiled
+from jmt_fast.cuda_graph import CudaGraph, region
 from jmt_fast.models.affine import Dense
 from jmt_fast.models.folded import FoldedFusion, foldable
 from jmt_fast.models.fusion import JMT
@@ -34,7 +34,7 @@ class PreparedFusion:
                 if isinstance(module, Dense) and module.dtype == runtime.dtype:
                     module.pack()
         if self._compiled:
-            self._network = compiled(self._network, runtime.device)
+            self._network = region(self._network, runtime.device)
         self._graphs: dict[Any, CudaGraph] = {}  # by size of batch, and shapes and dtypes of a sequence
 
     @torch.inference_mode()
@@ -45,7 +45,7 @@ class PreparedFusion:
         """
         check_inputs(self.config, audio, visual, valid)
         if valid is None:
-            valid = torch.ones(audio.shape[:2], dtype=torch.bool)
+            valid = torch.ones(audio.shape[:2], dtype=torch.bool, device=audio.device)
         tensors = (audio, visual, valid)
         if not self._compiled or not len(audio):
             return self._network(*(tensor.to(self.runtime.device, non_blocking=True) for tensor in tensors))

@@ -221,7 +221,8 @@ class ResidentClips:
         self.target, self.labelled = (torch.from_numpy(part).to(device) for part in (sampler.target, sampler.labelled))
         self.audio = torch.empty(0)
         for video, phases in enumerate(sampler.phases):
-            for rows in np.array_split(np.concatenate(phases), -(-sum(map(len, phases)) // 1024) or 1):
+            count = sum(map(len, phases))  # 0 without a label
+            for rows in np.array_split(np.concatenate(phases), -(-count // 1024)) if count else ():
                 self._hear(video, rows, sequence)
 
     @torch.no_grad()

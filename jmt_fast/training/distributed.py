@@ -147,20 +147,18 @@ def whole_batch(prediction: Tensor, target: Tensor, labelled: Tensor) -> tuple[T
         return prediction, target, labelled
     dims = prediction.shape[-1]
     rows = torch.cat((prediction, target.to(prediction.dtype), labelled[..., None].to(prediction.dtype)), -1)
-    gathered: Tensor = _Gathered.apply(rows)
+    gathered = _gathered(rows)
     return gathered[..., :dims], gathered[..., dims:-1], gathered[..., -1] > 0
 
 
-class _Gathered(torch.autograd.Function):
+def _gathered(rows: Tensor) -> Tensor:
     """(B, ...) on each rank -> (ranks B, ...) on all."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty(ranks() * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        # Every rank has the gradient of the one loss; `replicated` divides the sum over the ranks by their number.
-        return grad.unflatten(0, (ranks(), -1))[rank()] * ranks()
+    # Not an autograd.Function: torch 2.11 compiles one that fills its result in place into code without gradients.
+    own = rows.detach()
+    gathered = own.new_empty(ranks() * len(own), *own.shape[1:])
+    dist.all_gather_into_tensor(gathered, own.contiguous())
+    parts = list(gathered.chunk(ranks()))
+    # Every rank has the gradient of the one loss; `replicated` divides the sum over the ranks by their number. The term
+    # added is 0.
+    parts[rank()] = own + ranks() * (rows - own)
+    return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,8 +69,11 @@ def fit_fusion(
         return ccc_loss(*whole_batch(network(audio, visual, present).float(), target, labelled))
 
     clips = None
-    if device.type == "cuda" and 2 * ResidentClips.nbytes(sampler) < torch.cuda.mem_get_info(device)[0]:
-        clips = ResidentClips(sampler, audio_backbone.sequence, device)
+    if device.type == "cuda":
+        gc.collect()  # a training before this one, a search's trial, may still hold its clips and graphs in a cycle
+        torch.cuda.empty_cache()
+        if 2 * ResidentClips.nbytes(sampler) < torch.cuda.mem_get_info(device)[0]:
+            clips = ResidentClips(sampler, audio_backbone.sequence, device)
 
     def judge(videos: Sequence[LabelledVideo]) -> Evaluation:
         return evaluate(model, audio_backbone, videos, runtime=runtime, label_lag=config.label_lag)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jmt_fast.cuda_graph import CudaGraph, compiled
+from jmt_fast.cuda_graph import CudaGraph, compiled, region
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.distributed import ranks
 
@@ -50,7 +50,7 @@ class Step:
             with precision(runtime):
                 return loss(*tensors)
 
-        self._loss = torch.compile(forward, dynamic=False) if runtime.compile else forward
+        self._loss = compiled(forward) if runtime.compile else forward
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +112,7 @@ class WholeStep(Step):
         self._rate = torch.tensor(self._filled, device=self.device)
         optimizer._opt_called = True  # type: ignore[attr-defined]  # or a schedule warns that nobody steps it
         self._graphs: dict[tuple[torch.Size, ...], CudaGraph] = {}
-        self._compiled = compiled(self._whole, self.device)
+        self._region = region(self._whole, self.device, trace_autograd_ops=True)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         if self._group["lr"] != self._filled:
@@ -146,10 +146,6 @@ class WholeStep(Step):
         for own, tensor in zip(graph.inputs, tensors, strict=True):
             own.copy_(tensor)
         return graph()
-
-    def _region(self, *tensors: Tensor) -> Tensor:
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            return self._compiled(*tensors)
 
     def _whole(self, *tensors: Tensor) -> Tensor:
         value = self._loss(*tensors)

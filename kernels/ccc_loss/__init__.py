@@ -17,6 +17,7 @@ from .reference import ccc_gradient, ccc_statistics
 HAS_TRITON = find_spec("triton") is not None  # at module level: see `sigmoid_attention`
 MAX_ROWS = 0
 if HAS_TRITON:
+    from ..launch import on_device
     from .kernel import MAX_ROWS, launch_gradient, launch_statistics
 
 __all__ = ["ccc_loss", "ccc_statistics"]
@@ -88,7 +89,8 @@ def _forward(x: Tensor, y: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor
     """The loss, and the statistics (5, D) that its gradient needs."""
     if _runs_as_kernel(x, y):
         statistics = torch.empty(5, x.shape[1], dtype=torch.float32, device=x.device)
-        launch_statistics(x, y, valid, statistics)
+        with on_device(x.device):
+            launch_statistics(x, y, valid, statistics)
     else:
         statistics = ccc_statistics(x, y, valid)
     return (1 - statistics[3]).sum().to(torch.promote_types(x.dtype, torch.float32)), statistics
@@ -99,7 +101,8 @@ def _backward(grad: Tensor, x: Tensor, y: Tensor, valid: Tensor | None, statisti
     """The gradient for x (N, D). For that of y exchange the two, and their statistics."""
     if _runs_as_kernel(x, y):
         gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        launch_gradient(grad, x, y, valid, statistics, gradient)
+        with on_device(x.device):
+            launch_gradient(grad, x, y, valid, statistics, gradient)
         return gradient
     return (grad * ccc_gradient(x, y, valid, statistics)).to(x.dtype)
 

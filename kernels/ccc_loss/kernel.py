@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import traceable
+from ..launch import wrap_triton
 from ..program import Program
 from .reference import TINY
 
@@ -139,13 +139,13 @@ def gradient(
 
 def launch_statistics(x: Tensor, y: Tensor, valid: Tensor | None, out: Tensor) -> None:
     """Fill `out` (5, D) float32 from x and y (N, D) and valid (N,), 0 < N <= MAX_ROWS; any strides."""
-    rows, dim = x.shape
+    rows, dim = x.shape[0], int(x.shape[1])
     constants = _constants(rows, dim, valid)
     block = int(constants["BLOCK"])
     blocks = triton.cdiv(rows, block)
     whole = rows <= block
     parts = out if whole else torch.empty(blocks, 6, dim, dtype=torch.float32, device=x.device)
-    traceable(statistics)[(blocks,)](
+    wrap_triton(statistics)[(blocks,)](
         x, y, x if valid is None else valid, parts, *x.stride(), *y.stride(), *_stride(valid), rows,
         WHOLE=whole, **constants,
     )  # fmt: skip
@@ -153,14 +153,14 @@ def launch_statistics(x: Tensor, y: Tensor, valid: Tensor | None, out: Tensor) -
         many = 16
         while many < blocks:  # compares only: the number of rows may be symbolic under the compiler
             many *= 2
-        traceable(combine)[(1,)](parts, out, blocks, DIM=dim, WIDTH=constants["WIDTH"], BLOCKS=many, num_warps=4)
+        wrap_triton(combine)[(1,)](parts, out, blocks, DIM=dim, WIDTH=constants["WIDTH"], BLOCKS=many, num_warps=4)
 
 
 def launch_gradient(grad: Tensor, x: Tensor, y: Tensor, valid: Tensor | None, stats: Tensor, out: Tensor) -> None:
     """Fill `out` (N, D) with the gradient for x, from the scalar `grad` and the statistics (5, D)."""
-    rows, dim = x.shape
+    rows, dim = x.shape[0], int(x.shape[1])
     constants = _constants(rows, dim, valid)
-    traceable(gradient)[(triton.cdiv(rows, constants["BLOCK"]),)](
+    wrap_triton(gradient)[(triton.cdiv(rows, constants["BLOCK"]),)](
         grad, x, y, x if valid is None else valid, stats, out, *x.stride(), *y.stride(), *_stride(valid), *out.stride(),
         rows, **constants,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from .reference import attend, attend_backward, fused_attention_reference, witho
 # At module level, not inside the op: torch keys its cache of compiled graphs by the kernels that it finds here.
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
+    from ..launch import on_device
     from .kernel import MAX_NUMBERS, MAX_PAIRS, launch_attend_backward, launch_forward
 
 __all__ = ["MAX_LENGTH", "fused_attention", "fused_attention_reference"]
@@ -201,10 +202,11 @@ def _forward(
     out = x.new_empty(batch, length, len(query) * dim)
     saved = x.new_empty((len(query), batch * length, 3 * dim) if save else (0,))
     if out.numel() > 0:
-        launch_forward(
-            x, weight, bias, offset, valid, query, key, choice, heads, scale, shift, softmax, by_key, out,
-            saved if save else None,
-        )  # fmt: skip
+        with on_device(x.device):
+            launch_forward(
+                x, weight, bias, offset, valid, query, key, choice, heads, scale, shift, softmax, by_key, out,
+                saved if save else None,
+            )  # fmt: skip
     return out, saved
 
 
@@ -233,7 +235,8 @@ def _backward(
         else:
             dqkv = torch.empty_like(qkv)
             if grad.numel() > 0:
-                launch_attend_backward(grad, qkv, offset, valid, heads, scale, shift, softmax, by_key, dqkv)
+                with on_device(x.device):
+                    launch_attend_backward(grad, qkv, offset, valid, heads, scale, shift, softmax, by_key, dqkv)
         dx, dweight, dbias = project_backward(dqkv, without_absent(x, valid).flatten(1, 2), weight, query, key, choice)
         return dx.reshape(x.shape), dweight, dbias
 

@@ -9,7 +9,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from ..launch import traceable
+from ..launch import wrap_triton
 from ..program import Program
 from .device import attend, attend_backward, project, project_attend
 
@@ -89,7 +89,7 @@ def launch_forward(
     launch = launch_settings("project_attend", itemsize, width, batch * length, length, pairs * heads)
     if launch is not None:
         tiles = triton.cdiv(batch, launch.rows // length)
-        traceable(project_attend)[(tiles * pairs * heads,)](
+        wrap_triton(project_attend)[(tiles * pairs * heads,)](
             x, weight, _or(bias, x), _or(offset, x), _or(valid, x), out, _or(qkv, out), *x.stride(),
             pairs, batch, length, scale, shift, **codes, **attention, WIDTH=width, ROWS=launch.rows,
             CHUNK=launch.chunk, SAVE=qkv is not None, num_warps=launch.warps, num_stages=launch.stages,
@@ -101,14 +101,14 @@ def launch_forward(
     launch = launch_settings("project", itemsize, width, tokens, length, pairs * 3 * triton.cdiv(dim, 64))
     assert launch is not None
     blocks = triton.cdiv(tokens, launch.rows) * pairs * 3 * triton.cdiv(dim, launch.columns)
-    traceable(project)[(blocks,)](
+    wrap_triton(project)[(blocks,)](
         x, weight, _or(bias, x), _or(valid, x), qkv, *x.stride(), pairs, tokens, length,
         **codes, DIM=dim, ROWS=launch.rows, COLUMNS=launch.columns, CHUNK=launch.chunk, HAS_VALID=valid is not None,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     launch = launch_settings("attend", itemsize, width, tokens, length, pairs * heads)
     assert launch is not None
-    traceable(attend)[(triton.cdiv(batch, launch.rows // length) * pairs * heads,)](
+    wrap_triton(attend)[(triton.cdiv(batch, launch.rows // length) * pairs * heads,)](
         qkv, _or(offset, x), _or(valid, x), out, pairs, batch, length, scale, shift, **attention,
         ROWS=launch.rows, CHUNK=launch.chunk, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -124,7 +124,7 @@ def launch_attend_backward(
     width = padded(dim // heads)
     launch = launch_settings("attend_backward", qkv.element_size(), width, batch * length, length, pairs * heads)
     assert launch is not None
-    traceable(attend_backward)[(triton.cdiv(batch, launch.rows // length) * pairs * heads,)](
+    wrap_triton(attend_backward)[(triton.cdiv(batch, launch.rows // length) * pairs * heads,)](
         qkv, grad.contiguous(), _or(_contiguous(offset), qkv), _or(_contiguous(valid), qkv), dqkv,
         pairs, batch, length, scale, shift, DIM=dim, HEADS=heads, ROWS=launch.rows, CHUNK=launch.chunk,
         HAS_OFFSET=offset is not None, HAS_VALID=valid is not None, SOFTMAX=softmax, BY_KEY=by_key,

@@ -22,6 +22,7 @@ from .reference import sigmoid_attention_backward_reference, sigmoid_attention_r
 # compiled graphs by their source. Kernels imported later would be left out of the key.
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
+    from ..launch import on_device
     from .kernel import launch_backward, launch_forward
 
 __all__ = ["sigmoid_attention"]
@@ -135,7 +136,8 @@ def _forward(
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q)
     out = torch.empty_like(q)
-    launch_forward(q, k, v, bias, valid, scale, shift, out)
+    with on_device(q.device):
+        launch_forward(q, k, v, bias, valid, scale, shift, out)
     return out
 
 
@@ -156,7 +158,8 @@ def _backward(
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    launch_backward(grad, q, k, v, bias, valid, scale, shift, dq, dk, dv)
+    with on_device(q.device):
+        launch_backward(grad, q, k, v, bias, valid, scale, shift, dq, dk, dv)
     return dq, dk, dv
 
 

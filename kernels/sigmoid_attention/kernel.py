@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launch import traceable
+from ..launch import on_device, wrap_triton
 from ..program import Program
 from .device import (
     INTERPRETED,
@@ -125,8 +125,8 @@ def launch_forward(
     `specialised.launch_forward` does the same for fewer cases, in another way that no GPU has timed yet.
     """
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
-    launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, arch_of(q.device.index), valid is not None)
-    traceable(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
+    launch = launch_settings("forward", q.element_size(), dim, len_q, len_k, arch_of(q.device), valid is not None)
+    wrap_triton(sigmoid_attention_forward)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, out, *_options(q, bias, valid),
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *_valid_strides(valid),
         heads, len_q, len_k, scale, shift, **_constants(launch, q, bias, valid, shift),
@@ -144,11 +144,11 @@ def launch_backward(
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     inputs = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     scalars = (*_valid_strides(valid), heads, len_q, len_k, scale, shift)
-    about = (q.element_size(), dim, len_q, len_k, arch_of(q.device.index), valid is not None)
+    about = (q.element_size(), dim, len_q, len_k, arch_of(q.device), valid is not None)
 
     launch = launch_settings("backward_whole", *about)
     if len_q <= launch.queries and len_k <= launch.keys:
-        traceable(sigmoid_attention_backward_whole)[(batch * heads,)](
+        wrap_triton(sigmoid_attention_backward_whole)[(batch * heads,)](
             q, k, v, grad, dq, dk, dv, *_options(q, bias, valid),
             *inputs, *dq.stride(), *dk.stride(), *dv.stride(), *scalars,
             **_constants(launch, q, bias, valid, shift),
@@ -156,12 +156,12 @@ def launch_backward(
         return
     launch = launch_settings("backward_keys", *about)
     for part in _parts(dim):
-        traceable(sigmoid_attention_backward_keys)[(batch * heads * triton.cdiv(len_k, launch.keys),)](
+        wrap_triton(sigmoid_attention_backward_keys)[(batch * heads * triton.cdiv(len_k, launch.keys),)](
             q, k, v, grad, dk, dv, *_options(q, bias, valid), *inputs, *dk.stride(), *dv.stride(), *scalars,
             **_constants(launch, q, bias, valid, shift), PART=part,
         )  # fmt: skip
     launch = launch_settings("backward_queries", *about)
-    traceable(sigmoid_attention_backward_queries)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
+    wrap_triton(sigmoid_attention_backward_queries)[(batch * heads * triton.cdiv(len_q, launch.queries),)](
         q, k, v, grad, dq, *_options(q, bias, valid),
         *inputs, *dq.stride(), *scalars, **_constants(launch, q, bias, valid, shift),
     )  # fmt: skip
@@ -173,9 +173,10 @@ def _parts(dim: int) -> tuple[int, ...]:
 
 
 @cache
-def arch_of(device: int | None) -> int:
+def arch_of(device: torch.device) -> int:
     """90 for sm_90: asked once a device, as the answer takes longer than a small launch."""
-    return 80 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch
+    with on_device(device):
+        return 80 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch
 
 
 def _options(q: Tensor, bias: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:

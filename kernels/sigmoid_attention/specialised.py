@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launch import on_device
 from ..program import Program
 from .device import INTERPRETED, _factors, _place, _sigmoid
 from .kernel import arch_of, takes_tanh
@@ -158,7 +159,7 @@ def launch_backward(
 
 def _launch(kernel: str, tensors: tuple[Tensor, ...], bias: Tensor | None, scale: float, shift: float) -> None:
     q, k = tensors[:2]
-    arch = arch_of(q.device.index)
+    arch = arch_of(q.device)
     batch, heads, len_q, len_k, dim = *q.shape[:3], k.shape[2], int(q.shape[3])
     tiles, warps = TILES[kernel], WARPS[kernel]
     if not (arch in warps or INTERPRETED.value) or dim not in tiles or not all(map(_describable, tensors)):
@@ -171,12 +172,14 @@ def _launch(kernel: str, tensors: tuple[Tensor, ...], bias: Tensor | None, scale
     own, others = (len_k, len_q) if kernel == "backward_keys" else (len_q, len_k)
     tile, step = (keys, queries) if kernel == "backward_keys" else (queries, keys)
     # Descriptors lie in memory that the launch asks for; a captured graph keeps it in its own pool.
-    triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-    KERNELS[kernel][(batch * heads * triton.cdiv(own, tile),)](
-        *tensors, q if bias is None else bias.contiguous(), *(n for x in tensors for n in x.stride()[:3]),
-        heads, len_q, len_k, scale, shift, DIM=dim, QUERIES=queries, KEYS=keys, HAS_BIAS=bias is not None,
-        TANH=takes_tanh(q, bias, shift), REST=others % step != 0, num_warps=warps.get(arch, 4), num_stages=STAGES,
-    )  # fmt: skip
+    device = q.device  # not q itself: the allocator stays
+    triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device=device))
+    with on_device(device):
+        KERNELS[kernel][(batch * heads * triton.cdiv(own, tile),)](
+            *tensors, q if bias is None else bias.contiguous(), *(n for x in tensors for n in x.stride()[:3]),
+            heads, len_q, len_k, scale, shift, DIM=dim, QUERIES=queries, KEYS=keys, HAS_BIAS=bias is not None,
+            TANH=takes_tanh(q, bias, shift), REST=others % step != 0, num_warps=warps.get(arch, 4), num_stages=STAGES,
+        )  # fmt: skip
 
 
 def _describable(x: Tensor) -> bool:

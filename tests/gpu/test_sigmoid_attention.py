@@ -204,7 +204,7 @@ def by_specialised_warps(
     q: Tensor, k: Tensor, v: Tensor, bias: float | Tensor, out: Tensor, grad: Tensor, *gradients: Tensor
 ) -> None:
     """Fill `out` and the gradients of q, k and v, where warps can be specialised so."""
-    if not INTERPRETED and (arch := arch_of(q.device.index)) not in specialised.WARPS["backward_keys"]:
+    if not INTERPRETED and (arch := arch_of(q.device)) not in specialised.WARPS["backward_keys"]:
         pytest.skip(f"warps are specialised forward and backward on sm_90, this is sm_{arch}")
     offset, shift = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias)
     about = (q, k, v, offset, q.shape[3] ** -0.5, shift)

@@ -1,7 +1,8 @@
-"""What `torchrun` starts for test_distributed.py: `gradients OUT` or `fit OUT [KILLED_EPOCH [SIGNAL]]`."""
+"""What `torchrun` starts for test_distributed.py: `gradients|compiled OUT` or `fit OUT [KILLED_EPOCH [SIGNAL]]`."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -95,9 +96,10 @@ def fit(out: Path, resume: bool, killed: int = 0, by: int = signal.SIGKILL) -> N
 
 
 def main(what: str, out: str, *rest: str) -> None:
-    runtime = Runtime.choose("cpu", "fp32", compile=False)
+    runtime = Runtime.choose("cpu", "fp32", compile=what == "compiled")
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # what is traced and derived, without its code
     with ranks.processes(runtime):
-        if what == "gradients":
+        if what in ("gradients", "compiled"):
             torch.save(gradients(runtime), Path(out) / f"rank{ranks.rank()}.pt")
         else:
             fit(Path(out), False, *map(int, rest))

@@ -91,6 +91,17 @@ def test_clips_on_the_device_give_the_same_batches(
             assert torch.equal(found.target[found.present], batch.target[batch.present])
 
 
+def test_clips_on_the_device_pass_over_a_video_without_a_label(
+    make_video: Callable[..., LabelledVideo], audio_backbone: AudioBackbone
+) -> None:
+    videos = [make_video("silent", unlabelled=slice(None)), make_video("a")]
+    sampler = SequenceSampler(videos, length=5, batch=3, seed=0)
+    clips = ResidentClips(sampler, audio_backbone.sequence, torch.device("cpu"))
+    [(names, (rows,)), *_] = clips.epoch(1)
+    batch = clips.batch(rows)
+    assert names == "a" and batch.labelled.any() and batch.audio[batch.present].abs().sum(-1).all()
+
+
 def test_a_coarser_stride_draws_from_some_of_the_phases(make_video: Callable[..., LabelledVideo]) -> None:
     video = make_video(stride=4)
     sampler = SequenceSampler([video], length=8, batch=2, seed=0, stride=16)

@@ -49,9 +49,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["gradients", "compiled"])
+def test_gradients_are_those_of_one_process(tmp_path: Path, what: str) -> None:
     """In float64, with labels on both ranks, on one alone, of one clip, and none at all."""
-    shown = torchrun(WORKER, "gradients", tmp_path)
+    shown = torchrun(WORKER, what, tmp_path)
     assert shown.returncode == 0, shown.stderr
     expected = ranks.gradients(Runtime.choose("cpu", "fp32", compile=False))
     assert all(any(value.abs().max() > 1e-4 for value in step.values()) for step in expected[:4])
