@@ -59,8 +59,8 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def region(function: Callable[..., Tensor], device: torch.device, **settings: Any) -> Callable[..., Tensor]:
     """`function` compiled as a whole, to be captured in a `CudaGraph` on a GPU. `settings` are the compiler's front's.
 
-    There kernels that do not depend on each other share a launch: a training step of the default model takes 65 launches
-    instead of 93, as counted in the compiler's output for sm_90.
+    There kernels that do not depend on each other share a launch: a training step of the default model takes 65
+    launches instead of 93, as counted in the compiler's output for sm_90.
     """
     options: dict[str, Any] | None = {"combo_kernels": True} if device.type == "cuda" else None
     return compiled(function, fullgraph=True, options=options, **settings)
@@ -77,7 +77,7 @@ def compiled(
     inner = torch.compile(function, dynamic=False, fullgraph=fullgraph, options=options)
 
     def call(*tensors: Tensor) -> Tensor:
-        limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 64 * VARIANTS}
+        limits: dict[str, Any] = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 64 * VARIANTS}
         with torch._dynamo.config.patch(**limits, **settings):
             return inner(*tensors)
 

@@ -14,7 +14,7 @@ def wrap_triton(function: Any) -> Any:
 
     Under Triton's interpreter there is nothing to trace, and torch 2.11 refuses to wrap what is interpreted.
     The name is torch's own: it reads the source of an op and what that calls for `wrap_triton(kernel)`, and keys its
-    cache of compiled graphs by the kernels that it finds. One that it missed would be run from the cache in its old form.
+    cache of compiled graphs by the kernels that it finds. What it missed would be run from the cache in its old form.
     """
     return function if triton.knobs.runtime.interpret else torch.library.wrap_triton(function)
 

@@ -97,7 +97,7 @@ def fit(out: Path, resume: bool, killed: int = 0, by: int = signal.SIGKILL) -> N
 
 def main(what: str, out: str, *rest: str) -> None:
     runtime = Runtime.choose("cpu", "fp32", compile=what == "compiled")
-    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # what is traced and derived, without its code
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # all but the code
     with ranks.processes(runtime):
         if what in ("gradients", "compiled"):
             torch.save(gradients(runtime), Path(out) / f"rank{ranks.rank()}.pt")

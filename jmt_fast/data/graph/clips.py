@@ -33,8 +33,8 @@ class ClipGraph:
     """The one DALI graph, for a CPU or a GPU: frames and sound in host memory -> normalised tensors on the device.
 
     A frame is a sample of its own in the graph, so that one long sequence keeps every core busy. Pipelines are built at
-    first use and reused; results are the graph's own memory, not copied, and stay valid for as long as they are held.
-    Calls from several threads are safe; calls of the same method take turns. Not usable across a fork.
+    first use and reused; results stay valid for as long as they are held (on a CPU they are the graph's own memory, not
+    copied). Calls from several threads are safe; calls of the same method take turns. Not usable across a fork.
 
     `threads`: DALI's worker threads, all usable cores by default.
     """
@@ -138,8 +138,8 @@ class ClipGraph:
         """Decode a whole video inside the graph: (first index, (F, 3, crop, crop) float32) for consecutive blocks.
 
         The operators behind the decoder are those of `frames` with a centre crop. `block` frames are in a block, fewer
-        in the last; two blocks are in flight, which bounds the memory. All info.frames frames come out, each checked
-        by number, time and size against the probe. Colours: BT.601, whatever the file's tag.
+        in the last, and where frames are very large; two blocks are in flight, which bounds the memory. All info.frames
+        frames come out, each checked by number, time and size against the probe. Colours: BT.601, whatever the file's tag.
 
         Raises MediaError where `can_decode` says no, where the file holds other frames than the probe found, and where
         the stream breaks; blocks yielded before that are good.
@@ -184,7 +184,7 @@ class _Stage:
         self._lock = threading.Lock()
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
-        with self._lock:
+        with self._lock, ops.on(self._device):
             try:
                 if self._pipeline is None:
                     self._pipeline = ops.build(self._define, self._device, self._threads, BATCH)
@@ -202,10 +202,10 @@ class _Stage:
 
 
 def to_torch(pipeline: Pipeline, device: torch.device) -> torch.Tensor:
-    """Run the pipeline once; its output as a tensor that shares the output's memory and keeps it alive."""
+    """Run the pipeline once; its output as a tensor."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (output,) = pipeline.run(stream)
-    return torch.from_dlpack(output.as_tensor())
+    return ops.taken(output, device)
 
 
 def _checked(sequence: FrameSequence) -> list[np.ndarray]:

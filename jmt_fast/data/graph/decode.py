@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CPU_CODECS = ("vp8", "vp9", "mjpeg")
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 TIME_TOLERANCE = 2e-3  # seconds: Matroska keeps milliseconds, and two readers may round them differently
+BLOCK_BYTES = 2**28  # of decoded frames: a block of 8K ones would take gigabytes
 AHEAD = 2  # blocks in flight: one is decoded while the other is used
 
 
@@ -55,21 +56,26 @@ def decoded(
         raise MediaError(f"{info.path}: not decodable in the media graph on {device}: {why}; use the PyAV decoder")
     if block < 1:
         raise ValueError(f"block: need at least 1, got {block}")
+    block = max(1, min(block, BLOCK_BYTES // (3 * info.width * info.height)))
     pipeline = _open(info, config, device, threads, block)
     firsts = range(0, info.frames, block)
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    first = 0
     try:
-        for _ in firsts[:AHEAD]:
-            pipeline.schedule_run()
-        for first in firsts:
-            frames, *facts = pipeline.outputs(stream)
-            # The reader starts anew after the last frame, and fills what it cannot decode with what it decoded before:
-            # a frame counts only if number, time and size say that it is the one of the probe.
-            count = min(block, info.frames - first)
-            _verify(info, first, *(_host(fact)[:count] for fact in facts))
-            yield first, torch.from_dlpack(frames.as_tensor())[:count]
-            if first + AHEAD * block < info.frames:
+        with ops.on(device):
+            for _ in firsts[:AHEAD]:
                 pipeline.schedule_run()
+        for first in firsts:
+            with ops.on(device):
+                frames, *facts = pipeline.outputs(torch.cuda.current_stream(device) if device.type == "cuda" else None)
+                # The reader starts anew after the last frame, and fills what it cannot decode with what it decoded
+                # before: a frame counts only if number, time and size say that it is the one of the probe.
+                count = min(block, info.frames - first)
+                _verify(info, first, *(_host(fact)[:count] for fact in facts))
+                pixels = ops.taken(frames, device)[:count]
+            yield first, pixels
+            if first + AHEAD * block < info.frames:
+                with ops.on(device):
+                    pipeline.schedule_run()
     except RuntimeError as error:
         raise MediaError(f"{info.path}: decoding fails after frame {first}: {reason(error)}; {_REMEDY}") from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn
+from nvidia.dali.plugin.pytorch import feed_ndarray, to_torch_type
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
 from jmt_fast.config import FrameConfig, SpectrogramConfig
@@ -17,8 +19,8 @@ from jmt_fast.media.colour import resized_size
 def build(define: Callable[[], Any], device: torch.device, threads: int, batch: int, depth: int = 1) -> Pipeline:
     """A built pipeline whose output, or tuple of outputs, is what `define()` returns.
 
-    The dynamic executor gives every output its own reference-counted memory, so that a tensor taken from it without
-    a copy is not overwritten by later runs.
+    The dynamic executor gives every output its own reference-counted memory, so that one that is `taken` without a copy
+    is not overwritten by later runs.
     """
     index = None
     if device.type == "cuda":
@@ -29,6 +31,24 @@ def build(define: Callable[[], Any], device: torch.device, threads: int, batch: 
         pipeline.set_outputs(*(outputs if isinstance(outputs, tuple) else (outputs,)))
     pipeline.build()
     return pipeline
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Where pipelines run: DALI takes a default stream to be the current device's, which is a thread's own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def taken(output: Any, device: torch.device) -> torch.Tensor:
+    """An output of a pipeline as a tensor: on a CPU without a copy, it keeps the output's memory alive.
+
+    On a GPU it is a copy. Given back memory that it has lent, DALI waits for the whole device in a thread of its own,
+    which would break off any capture of a CUDA graph by another thread.
+    """
+    tensor = output.as_tensor()
+    if device.type != "cuda":
+        return torch.from_dlpack(tensor)
+    copy = torch.empty(tensor.shape(), dtype=to_torch_type[tensor.dtype], device=device)
+    return feed_ndarray(tensor, copy, torch.cuda.current_stream(device))
 
 
 def fed(name: str, dtype: DALIDataType, ndim: int, layout: str | None = None, copy: bool = True) -> Any:
