@@ -139,7 +139,8 @@ class ClipGraph:
 
         The operators behind the decoder are those of `frames` with a centre crop. `block` frames are in a block, fewer
         in the last, and where frames are very large; two blocks are in flight, which bounds the memory. All info.frames
-        frames come out, each checked by number, time and size against the probe. Colours: BT.601, whatever the file's tag.
+        frames come out, each checked by number, time and size against the probe. Colours: BT.601, whatever the file's
+        tag.
 
         Raises MediaError where `can_decode` says no, where the file holds other frames than the probe found, and where
         the stream breaks; blocks yielded before that are good.
