@@ -77,7 +77,8 @@ def _decoder() -> Finding:
     if codecs := decoder.codecs():
         choice = f"NVDEC for 8-bit 4:2:0 {', '.join(codecs)}; else PyAV"
         return Finding("video decoder", choice, "its driver says so, and a trial decode came out right")
-    return Finding("video decoder", "PyAV (FFmpeg) on the CPU", decoder.refuses("h264", 640, 360) or "NVDEC knows none")
+    why = decoder.refuses("h264", 640, 360) or decoder.fails("h264") or "NVDEC decodes neither H.264 nor HEVC"
+    return Finding("video decoder", "PyAV (FFmpeg) on the CPU", why)
 
 
 def _kernels(runtime: Runtime) -> Finding:

@@ -55,7 +55,7 @@ def probe(video: Annotated[Path, typer.Argument(help="A media file.")], json: Js
     from jmt_fast.media.route import Nvdec, route
 
     info = media.probe(video)
-    decoder = route(info, Nvdec())  # by the word of the driver: the trial decode of `nvdec` takes seconds
+    decoder = route(info, Nvdec(), tried=False)  # by the word of the driver: a trial takes seconds
     facts = info.facts() | {"gpu_decodes": decoder.gpu, "decoder": decoder.reason}
     if json:
         show.as_json(facts | {"timestamps": info.timestamps.tolist()})

@@ -68,8 +68,10 @@ class MediaInfo:
     clock (not shifted to zero); `width` and `height` are those after a clockwise turn by `rotation` degrees.
 
     `frames` counts what a decoder can show: not the frames that an edit list cuts off, nor those (`undecodable` of
-    them) that come before the first keyframe. `damaged` counts packets that are cut short or marked as damaged: their
-    frames are counted, but `frames()` leaves them out. `declared` is what the header claims, None if it claims nothing.
+    them) that come before the first keyframe. `damaged` counts packets that are cut short, marked as damaged, or
+    not what an encoder of H.264 or HEVC writes: their frames are counted, but `frames()` leaves out what FFmpeg cannot
+    decode or marks. `changes`: the format, the size for instance, changes on the way (H.264 and HEVC). `declared` is
+    what the header claims, None if it claims nothing.
 
     `colour_matrix` (bt601, bt709, bt2020, ...) and `colour_range` (limited, full) are the file's tags, or "untagged";
     the conversion to RGB does not follow them (`colour.py`).
@@ -99,6 +101,7 @@ class MediaInfo:
     declared: int | None = None
     undecodable: int = 0
     damaged: int = 0
+    changes: bool = False
 
     @property
     def bits(self) -> int:
@@ -134,6 +137,7 @@ class MediaInfo:
             "declared_frames": self.declared,
             "undecodable_frames": self.undecodable,
             "damaged_packets": self.damaged,
+            "changes_format": self.changes,
             "keyframes": len(self.keyframes),
             "fps": round(self.fps, 6),
             "constant_rate": self.constant_rate,

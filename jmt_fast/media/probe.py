@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from jmt_fast.errors import MediaError
 from jmt_fast.media.container import MAX_SIDE, open_media, packets, pick, tick
 from jmt_fast.media.info import MATRICES, RANGES, UNTAGGED, AudioInfo, MediaInfo, StreamInfo
+from jmt_fast.media.nal import Units
 
 FIRST_FRAME_PACKETS = 250  # packets to try for a first decoded frame
 ANIMATIONS = {"gif", "apng"}  # containers that usually hold a single picture
@@ -92,6 +93,7 @@ class _VideoScan:
         self.stream, self.container = stream, container
         self.first = _FirstFrame()
         self.shown, self.decoded, self.flags = array("q"), array("q"), array("B")
+        self.units = Units(stream.codec_context.codec.canonical_name, stream.codec_context.extradata)
         self.damaged = 0
         stream.codec_context.thread_count = 1  # no delay before the first frame
 
@@ -99,7 +101,7 @@ class _VideoScan:
         self.first.offer(packet)
         if self._is_hidden(packet):
             return
-        self.damaged += packet.is_corrupt
+        self.damaged += packet.is_corrupt or self.units.damaged(memoryview(packet), packet.is_keyframe)
         self.shown.append(NO_TIME if packet.pts is None else packet.pts)
         self.decoded.append(NO_TIME if packet.dts is None else packet.dts)
         self.flags.append(KEY * packet.is_keyframe | CUT * packet.is_discard)
@@ -171,6 +173,7 @@ class _VideoScan:
             declared=self.stream.frames or None,
             undecodable=int(uncut.sum()) - len(times),
             damaged=self.damaged,
+            changes=self.units.changes,
         )
 
 

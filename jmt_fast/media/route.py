@@ -1,7 +1,7 @@
 """Which decoder reads a file, and why: NVDEC on a GPU, or PyAV on the CPU.
 
 What NVDEC can do is asked of the driver for the very codec, chroma, depth and size, not looked up in a table of GPUs;
-and a tiny clip made on the spot must come out right before any file goes there.
+and of each codec a clip made on the spot must come out right before any file goes there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from functools import lru_cache
 
 from jmt_fast.media.info import MediaInfo
 
-CODECS = {"mpeg4": 2, "h264": 4, "mjpeg": 5, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}  # cudaVideoCodec
+# cudaVideoCodec of those in which every packet decodes to one picture. DALI's reader takes times and pictures off two
+# queues by their number, and would shift all that follow a packet that repeats a picture (AV1, VP9) or hides one (VP8).
+CODECS = {"h264": 4, "hevc": 8}
+ENCODERS = {"h264": "libx264", "hevc": "libx265"}  # of the clips for trials
 CHROMA_420 = 1  # cudaVideoChromaFormat
 
 
@@ -50,6 +53,7 @@ class Nvdec:
     def __init__(self, device: int = 0) -> None:
         self.device = device
         self.missing: str | None = None
+        self._tried: dict[str, str | None] = {}
         try:
             self._cuda = ctypes.CDLL("libcuda.so.1")
         except OSError:
@@ -65,7 +69,7 @@ class Nvdec:
         if self.missing:
             return self.missing
         if codec not in CODECS:
-            return f"NVDEC does not know the codec {codec}"
+            return f"{codec} is not among the codecs that are decoded by NVDEC ({', '.join(CODECS)})"
         caps = self._caps(CODECS[codec])
         if isinstance(caps, str):
             return caps
@@ -78,9 +82,17 @@ class Nvdec:
             return f"{width}x{height} pixels are too many for NVDEC's {codec} ({caps.max_blocks} blocks)"
         return None
 
+    def fails(self, codec: str) -> str | None:
+        """Why a clip made here comes out wrong; None if it does not. Each codec is tried once, which takes a second."""
+        if codec not in self._tried:
+            from jmt_fast.media.dali import trial  # slow to import, and of use only where there is a GPU
+
+            self._tried[codec] = trial(self.device, ENCODERS[codec])
+        return self._tried[codec]
+
     def codecs(self) -> list[str]:
-        """Those that it decodes at 8 bits 4:2:0 and 640x360."""
-        return [codec for codec in CODECS if self.refuses(codec, 640, 360) is None]
+        """Those that it decodes rightly at 8 bits 4:2:0 and 640x360."""
+        return [codec for codec in CODECS if not (self.refuses(codec, 640, 360) or self.fails(codec))]
 
     def _caps(self, codec: int) -> _Caps | str:
         """What the driver says; it wants the GPU's context on this thread while it is asked."""
@@ -104,19 +116,15 @@ def _size(size: tuple[int, int]) -> str:
 @lru_cache(maxsize=16)
 def nvdec(device: int = 0) -> Nvdec:
     """The decoder of a GPU, opened and tried out once a process."""
-    decoder = Nvdec(device)
-    if decoder.missing is None:
-        from jmt_fast.media.dali import trial  # slow to import, and of use only where there is a GPU
-
-        decoder.missing = trial(device)
-    return decoder
+    return Nvdec(device)
 
 
-def route(info: MediaInfo, decoder: Nvdec) -> Route:
+def route(info: MediaInfo, decoder: Nvdec, tried: bool = True) -> Route:
     """NVDEC for 8-bit 4:2:0 files that it decodes like FFmpeg does, frame for frame; else PyAV. Reads no file.
 
     NVDEC patches or repeats frames of damaged files without a word, decodes 10-bit H.264 and 4:2:2 on few GPUs, and
     leaves rotation to others. A file that fails in NVDEC all the same is for the caller to read with PyAV.
+    `tried`: by a trial decode, too, of a codec that the driver says is decoded.
     """
     why = None
     if info.bits != 8 or info.chroma != "4:2:0":
@@ -125,12 +133,14 @@ def route(info: MediaInfo, decoder: Nvdec) -> Route:
         why = f"the video is rotated by {info.rotation} degrees"
     elif not info.timed:
         why = "the container has no presentation times"
+    elif info.changes:
+        why = "its format, the size for instance, changes on the way"
     elif info.damaged:
         why = f"{info.damaged} packets are damaged or cut short"
     elif info.undecodable:
         why = f"{info.undecodable} frames before the first keyframe cannot be decoded"
     else:
-        why = decoder.refuses(info.codec, info.width, info.height)
+        why = decoder.refuses(info.codec, info.width, info.height) or (decoder.fails(info.codec) if tried else None)
     if why:
         return Route(False, f"PyAV on the CPU: {why}")
     return Route(True, f"NVDEC: it decodes {info.codec}, 8-bit 4:2:0, {info.width}x{info.height}")

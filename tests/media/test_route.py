@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 from types import SimpleNamespace
 
+import av
 import pytest
+from nvidia.dali import fn
 
 from jmt_fast.media import dali, probe, route
 
 
 class Driver:
-    """libcuda and libnvcuvid of a GPU that decodes H.264 and VP9 between 48x16 and 4096x4096."""
+    """libcuda and libnvcuvid of a GPU that decodes H.264 and HEVC between 48x16 and 4096x4096."""
 
     def __init__(self) -> None:
         self.contexts = 0
@@ -31,7 +33,7 @@ class Driver:
         assert self.contexts == 1, "no context on this thread"
         caps = pointer._obj
         assert (caps.chroma, caps.bits_minus_8) == (1, 0)
-        caps.supported = caps.codec in (4, 10)
+        caps.supported = caps.codec in (4, 8)
         caps.min_width, caps.min_height, caps.max_width, caps.max_height = 48, 16, 4096, 4096
         caps.max_blocks = 65_536
         return 0
@@ -41,6 +43,7 @@ class Driver:
 def gpu(monkeypatch) -> route.Nvdec:
     driver = Driver()
     monkeypatch.setattr(route.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(dali, "trial", lambda device, encoder: None)
     return route.Nvdec()
 
 
@@ -53,7 +56,8 @@ def test_the_driver_is_asked_in_its_own_layout():
 
 def test_what_nvdec_does_well_goes_there(film, gpu):
     chosen = route.route(probe(film()), gpu)
-    assert chosen.gpu and "h264" in chosen.reason and gpu.codecs() == ["h264", "vp9"]
+    assert chosen.gpu and "h264" in chosen.reason and gpu.codecs() == ["h264", "hevc"]
+    assert route.route(probe(film(codec="libx265")), gpu).gpu
 
 
 @pytest.mark.parametrize(
@@ -64,8 +68,8 @@ def test_what_nvdec_does_well_goes_there(film, gpu):
         ({"pixel_format": "yuv444p"}, "yuv444p is not 8-bit 4:2:0"),
         ({"rotation": 90}, "rotated by 90"),
         ({"suffix": "avi"}, "no presentation times"),
-        ({"codec": "libx265"}, "does not decode hevc"),
-        ({"codec": "ffv1", "suffix": "mkv"}, "does not know the codec ffv1"),
+        ({"codec": "libvpx-vp9", "suffix": "webm"}, "vp9 is not among the codecs that are decoded by NVDEC"),
+        ({"codec": "ffv1", "suffix": "mkv"}, "ffv1 is not among the codecs"),
         ({"size": (32, 32)}, "32x32 pixels: NVDEC takes h264 from 48x16 to 4096x4096"),
     ],
     ids=str,
@@ -73,6 +77,33 @@ def test_what_nvdec_does_well_goes_there(film, gpu):
 def test_the_rest_goes_to_the_cpu_with_its_reason(film, gpu, fields, reason):
     chosen = route.route(probe(film(**fields)), gpu)
     assert not chosen.gpu and reason in chosen.reason
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_lost_data_inside_a_packet_goes_to_the_cpu(film, kit, gpu, tmp_path, codec, suffix):
+    """The demuxer marks neither; NVDEC would patch the pictures."""
+    path = film(codec=codec, suffix=suffix, times=kit.steps(30))
+    assert route.route(probe(path), gpu).gpu
+    assert "1 packets are damaged" in route.route(probe(kit.damaged(path, "video", [11])), gpu).reason
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][13]
+    at, half = data.index(bytes(packet)), packet.size // 2
+    data[at + half : at + packet.size] = bytes(packet.size - half)
+    cut = tmp_path / path.name
+    cut.write_bytes(data)
+    assert "1 packets are damaged" in route.route(probe(cut), gpu).reason
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_size_that_changes_goes_to_the_cpu(film, kit, gpu, tmp_path, codec):
+    first = film(codec=codec, suffix="ts", size=(160, 96), times=kit.steps(20))
+    second = film(codec=codec, suffix="ts", size=(128, 96), times=kit.steps(20, start=20 / 30))
+    assert route.route(probe(first), gpu).gpu
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    assert "changes on the way" in route.route(probe(joined), gpu).reason
 
 
 def test_a_file_cut_short_goes_to_the_cpu(film, kit, gpu, tmp_path):
@@ -111,18 +142,28 @@ def test_a_trial_says_what_went_wrong(monkeypatch):
         return tuple(node if rank else node[1:2] for rank, node in enumerate(right(*arguments)))
 
     monkeypatch.setattr(dali, "reader", stale)
-    assert "gives 1 frames of 8" in (dali.trial(None, "libvpx-vp9", "webm") or "")
+    assert "gives 1 frames of 72" in (dali.trial(None, "libvpx-vp9", "webm") or "")
     monkeypatch.setattr(dali, "reader", lambda *arguments: (right(*arguments)[0] // 2,))
     assert "other pictures" in (dali.trial(None, "libvpx-vp9", "webm") or "")
+
+    def shifted(*arguments):
+        """From the fortieth frame on each is the one before it, as after a packet that decodes to no picture."""
+        frames = right(*arguments)[0]
+        return (fn.cat(frames[:40], frames[39 : dali.FRAMES - 1], axis=0),)
+
+    monkeypatch.setattr(dali, "reader", shifted)
+    assert "in another order" in (dali.trial(None, "libvpx-vp9", "webm") or "")
 
 
 def test_nvdec_is_tried_once_and_not_used_where_it_fails(film, gpu, monkeypatch):
     tried = []
-    monkeypatch.setattr(dali, "trial", lambda device: tried.append(device) or "a trial decode fails: out of order")
-    route.nvdec.cache_clear()
-    try:
-        for _ in range(2):
-            assert "out of order" in route.route(probe(film()), route.nvdec(0)).reason
-    finally:
-        route.nvdec.cache_clear()
-    assert tried == [0]
+
+    def trial(device: int, encoder: str) -> str | None:
+        tried.append((device, encoder))
+        return None if encoder == "libx265" else "a trial decode fails: out of order"
+
+    monkeypatch.setattr(dali, "trial", trial)
+    for _ in range(2):
+        assert "out of order" in route.route(probe(film()), gpu).reason
+        assert route.route(probe(film()), gpu, tried=False).gpu and route.route(probe(film(codec="libx265")), gpu).gpu
+    assert tried == [(0, "libx264"), (0, "libx265")] and gpu.codecs() == ["hevc"]
