@@ -4,7 +4,8 @@
 `compile_one` gives one record. Modules with launchers say by `programs(arch)` which programs these use.
 
 Registers, shared memory and stack are read from the cubin with the `cuobjdump` that Triton carries. Triton's kernels
-put nothing on the stack but spilled registers, so `spills` is the stack size. Matrix instructions are looked for in the
+put nothing on the stack but spilled registers, so `spills` is the stack size. A loop that writes there does so in every
+step (`looped`), the rest of a program once. Matrix instructions are looked for in the
 PTX, and products that could have used Hopper's but did not in the intermediate code.
 """
 
@@ -14,7 +15,7 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -37,7 +38,8 @@ OPS = {  # modules that hold its launchers
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled program needs: registers a thread, bytes of spills a thread, bytes of shared memory a block.
+    """What one compiled program needs: registers a thread, bytes of spills a thread, how many instructions in its loops
+    spill, bytes of shared memory a block.
 
     `missed` holds the products, as (rows, columns) of their result, that Hopper's own matrix instruction could have
     computed and does not.
@@ -47,6 +49,7 @@ class Resources:
     arch: int
     registers: int
     spills: int
+    looped: int
     shared: int
     matrix: tuple[str, ...]
     missed: tuple[tuple[int, int], ...]
@@ -57,8 +60,8 @@ class Resources:
         faults = []
         if self.shared > SHARED_LIMIT[self.arch] * 1024:
             faults.append(f"over {SHARED_LIMIT[self.arch]} KiB of shared memory")
-        if self.spills and self.program.dtype != "fp32":
-            faults.append("spills")
+        if self.looped and self.program.dtype != "fp32":
+            faults.append("spills in a loop")
         if self.arch == 90 and self.program.matrix and self.missed:
             faults.append("no wgmma for " + ", ".join(f"{rows}x{columns}" for rows, columns in self.missed))
         if self.program.matrix and not self.matrix:
@@ -79,10 +82,10 @@ def compile_one(program: Program, arch: int) -> Resources:
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": program.warps, "num_stages": program.stages},
     )
-    registers, spills = _usage(compiled.asm["cubin"])
+    registers, spills, looped = _usage(compiled.asm["cubin"])
     found = tuple(name for text, name in MATRIX.items() if text in compiled.asm["ptx"])
     missed = _missed(compiled.asm["ttgir"]) if program.warps % 4 == 0 else ()
-    return Resources(program, arch, registers, spills, compiled.metadata.shared, found, missed)
+    return Resources(program, arch, registers, spills, looped, compiled.metadata.shared, found, missed)
 
 
 def _source(program: Program) -> ASTSource:
@@ -101,17 +104,34 @@ def _missed(code: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(m), int(n)) for m, k, _, n in found if int(m) >= 64 and int(k) >= 16 and int(n) >= 8)
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack bytes) of the one kernel in a cubin."""
+def _usage(cubin: bytes) -> tuple[int, int, int]:
+    """(registers, stack bytes, stores to the stack inside loops) of the one kernel in a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"cuobjdump reported no resource usage: {text!r}")
-    return int(found[1]), int(found[2])
+        text = _output(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+        if found is None:
+            raise RuntimeError(f"cuobjdump reported no resource usage: {text!r}")
+        registers, stack = int(found[1]), int(found[2])
+        code = _output(triton.knobs.nvidia.nvdisasm.path, "-c", file.name) if stack else ""
+    return registers, stack, looped_stores(code.splitlines())
+
+
+def looped_stores(code: Sequence[str]) -> int:
+    """How many lines of `nvdisasm -c` store to the stack between a label and a later jump back to it."""
+    labels: dict[str, int] = {}
+    inside: set[int] = set()
+    for number, line in enumerate(code):
+        if found := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[found[1]] = number
+        elif (found := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) and found[1] in labels:
+            inside.update(range(labels[found[1]], number))
+    return sum("STL" in code[number] for number in inside)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 COLUMNS: dict[str, tuple[int, Callable[[Resources], object]]] = {
@@ -124,6 +144,7 @@ COLUMNS: dict[str, tuple[int, Callable[[Resources], object]]] = {
     "stages": (6, lambda r: r.program.stages),
     "registers": (9, lambda r: r.registers),
     "spills": (6, lambda r: r.spills),
+    "looped": (6, lambda r: r.looped),
     "shared": (7, lambda r: r.shared),
     "matrix": (-8, lambda r: ", ".join(r.matrix) or "none"),
     "fault": (0, lambda r: "; ".join(r.faults)),

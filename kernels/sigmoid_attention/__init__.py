@@ -23,7 +23,7 @@ from .reference import sigmoid_attention_backward_reference, sigmoid_attention_r
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
     from ..launch import on_device
-    from .kernel import launch_backward, launch_forward
+    from .kernel import launch_backward, launch_forward, within_reach
 
 __all__ = ["sigmoid_attention"]
 
@@ -135,6 +135,7 @@ def _forward(
         return formula(q, k, v, scale, shift if bias is None else bias, valid)
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q)
+    q, k, v = within_reach(q), within_reach(k), within_reach(v)
     out = torch.empty_like(q)
     with on_device(q.device):
         launch_forward(q, k, v, bias, valid, scale, shift, out)
@@ -157,6 +158,7 @@ def _backward(
         return formula(grad, q, k, v, scale, shift if bias is None else bias, valid)
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    grad, q, k, v = within_reach(grad), within_reach(q), within_reach(k), within_reach(v)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     with on_device(q.device):
         launch_backward(grad, q, k, v, bias, valid, scale, shift, dq, dk, dv)

@@ -15,14 +15,17 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # Triton's interpreter cannot run inline assembly
 LOG2E = tl.constexpr(1.4426950408889634)
+# Above it sums fill the registers: there one loop masks every tile (two loops would hold the addresses of both), and
+# the backward passes compute addresses anew in each step.
+PEELED = tl.constexpr(128)
 
 
 @triton.jit
 def _tile(x, first, stride_row, stride_dim, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Pointers (ROWS, WIDTH) to the rows of x from `first` on."""
-    # 64 bits: with a sequence-first layout one step of a row is B * H * D elements. The second sum does not change from
-    # tile to tile, so the compiler takes it out of the loops.
-    offsets = tl.arange(0, ROWS).to(tl.int64)[:, None] * stride_row + tl.arange(0, WIDTH)[None, :] * stride_dim
+    # 32 bits within a tile, which `within_reach` sees to: half the registers. The second sum does not change from tile
+    # to tile, so the compiler takes it out of the loops.
+    offsets = tl.arange(0, ROWS)[:, None] * stride_row + tl.arange(0, WIDTH)[None, :] * stride_dim
     return (x + tl.cast(first, tl.int64) * stride_row) + offsets
 
 
@@ -123,8 +126,9 @@ def sigmoid_attention_forward(
     exists = first_q + tl.arange(0, QUERIES) < len_q
     q_rows = _load(_tile(q + batch * qb + head * qh, first_q, ql, qd, QUERIES, WIDTH), exists, DIM, WIDTH, True)
     sums = tl.zeros((QUERIES, WIDTH), tl.float32)
-    whole = 0 if HAS_VALID else len_k // KEYS * KEYS  # keys in tiles that need no mask
-    if not HAS_VALID:
+    MASK_ALL: tl.constexpr = HAS_VALID or WIDTH > PEELED
+    whole = 0 if MASK_ALL else len_k // KEYS * KEYS  # keys in tiles that need no mask
+    if not MASK_ALL:
         for first_k in range(0, whole, KEYS):
             k_tile, v_tile = _tile(k, first_k, kl, kd, KEYS, WIDTH), _tile(v, first_k, vl, vd, KEYS, WIDTH)
             sums = _forward_step(sums, q_rows, k_tile, v_tile, exists, a, b, DIM, WIDTH, False, TANH)
@@ -190,13 +194,15 @@ def sigmoid_attention_backward_keys(
     dk_sums = tl.zeros((KEYS, WIDTH), tl.float32)
     dv_sums = tl.zeros((KEYS, WIDTH), tl.float32)
     # Here a masked key is a row of the tile: it spoils its own sums only, and they are replaced at the end.
-    whole = len_q // QUERIES * QUERIES
-    for first_q in range(0, whole, QUERIES):
-        q_tile, g_tile = _tile(q, first_q, ql, qd, QUERIES, WIDTH), _tile(grad, first_q, gl, gd, QUERIES, WIDTH)
-        dk_sums, dv_sums = _keys_step(
-            dk_sums, dv_sums, k_rows, v_rows, q_tile, g_tile, live, live, a, b, DIM, WIDTH, False, TANH, PART
-        )
-    for first_q in range(whole, len_q, QUERIES):
+    MASK_ALL: tl.constexpr = WIDTH > PEELED
+    whole = 0 if MASK_ALL else len_q // QUERIES * QUERIES
+    if not MASK_ALL:
+        for first_q in range(0, whole, QUERIES):
+            q_tile, g_tile = _tile(q, first_q, ql, qd, QUERIES, WIDTH), _tile(grad, first_q, gl, gd, QUERIES, WIDTH)
+            dk_sums, dv_sums = _keys_step(
+                dk_sums, dv_sums, k_rows, v_rows, q_tile, g_tile, live, live, a, b, DIM, WIDTH, False, TANH, PART
+            )
+    for first_q in tl.range(whole, len_q, QUERIES, disable_licm=MASK_ALL):
         exists = first_q + tl.arange(0, QUERIES) < len_q
         q_tile, g_tile = _tile(q, first_q, ql, qd, QUERIES, WIDTH), _tile(grad, first_q, gl, gd, QUERIES, WIDTH)
         dk_sums, dv_sums = _keys_step(
@@ -278,12 +284,13 @@ def sigmoid_attention_backward_queries(
     q_rows = _load(_tile(q + batch * qb + head * qh, first_q, ql, qd, QUERIES, WIDTH), exists, DIM, WIDTH, True)
     g_rows = _load(_tile(grad + batch * gb + head * gh, first_q, gl, gd, QUERIES, WIDTH), exists, DIM, WIDTH, True)
     sums = tl.zeros((QUERIES, WIDTH), tl.float32)
-    whole = 0 if HAS_VALID else len_k // KEYS * KEYS
-    if not HAS_VALID:
+    MASK_ALL: tl.constexpr = HAS_VALID or WIDTH > PEELED
+    whole = 0 if MASK_ALL else len_k // KEYS * KEYS
+    if not MASK_ALL:
         for first_k in range(0, whole, KEYS):
             k_tile, v_tile = _tile(k, first_k, kl, kd, KEYS, WIDTH), _tile(v, first_k, vl, vd, KEYS, WIDTH)
             sums = _queries_step(sums, q_rows, g_rows, k_tile, v_tile, exists, a, b, DIM, WIDTH, False, TANH)
-    for first_k in range(whole, len_k, KEYS):
+    for first_k in tl.range(whole, len_k, KEYS, disable_licm=WIDTH > PEELED):
         live = _live_keys(valid, first_k, len_k, valid_l, KEYS, HAS_VALID)
         k_tile, v_tile = _tile(k, first_k, kl, kd, KEYS, WIDTH), _tile(v, first_k, vl, vd, KEYS, WIDTH)
         sums = _queries_step(sums, q_rows, g_rows, k_tile, v_tile, live, a, b, DIM, WIDTH, True, TANH)

@@ -25,6 +25,8 @@ from .device import (
 # The least number as bias under which `tanh.approx` serves. Its relative error of 2^-11 puts P off by up to
 # 2^-12 |tanh|, which at a score of 0 must stay within half a unit of P's own rounding.
 TANH_BIAS = {torch.bfloat16: -2.0, torch.float16: -1.0}
+_REACH = 2**31 // 128  # the largest tile has 128 rows; of its columns there are 512
+FEWEST = 512  # elements of a 16-bit tile that a warp is worth
 SPLIT_DIM = 256  # above it the registers hold the sums of dK or those of dV, not both
 
 
@@ -46,18 +48,29 @@ def launch_settings(
     Tiles shrink as a row (`dim * itemsize` bytes) grows. Those for 16-bit operands come in two sizes: one for the
     227 KiB of shared memory and the wide matrix instructions of sm_90 and sm_100, one for the 99 KiB of sm_86, sm_89
     and sm_120, which sm_80 takes too. `masked` (a mask of keys is given) needs registers of its own. With 16-bit
-    operands none spills (`jmt_fast.kernels.aot` shows it). No tile is longer than its sequence needs.
+    operands no loop spills (`jmt_fast.kernels.aot` shows it). No tile is longer than its sequence needs, and
+    a program of short tiles has fewer warps: more of them then load at a time.
     """
     kind = "fp32" if itemsize == 4 else "large" if arch // 10 in (9, 10) else "small"
     limit, launch = next(setting for setting in _SETTINGS[kernel, kind] if dim <= setting[0])
     if masked:
         launch = _MASKED.get((kernel, kind, limit), launch)
-    return replace(launch, queries=_shortened(launch.queries, len_q), keys=_shortened(launch.keys, len_k))
+    queries, keys, warps = _shortened(launch.queries, len_q), _shortened(launch.keys, len_k), launch.warps
+    if itemsize == 2:
+        while warps > 1 and max(queries, keys) * tile_width(dim) < FEWEST * warps:
+            warps //= 2
+    return replace(launch, queries=queries, keys=keys, warps=warps)
 
 
 def tile_width(dim: int) -> int:
     """D padded to a power of two, and to at least the 16 that a matrix instruction needs."""
     return max(16, triton.next_power_of_2(dim))
+
+
+def within_reach(x: Tensor) -> Tensor:
+    """`x` (B, H, L, D), or a contiguous copy if rows or columns lie so far apart that 32 bits cannot number a tile's
+    elements. Only compares strides, which may be symbolic under compile."""
+    return x if x.stride(2) < _REACH // 2 and x.stride(3) < _REACH // 8 else x.contiguous()
 
 
 def _shortened(rows: int, length: int) -> int:
@@ -72,7 +85,7 @@ def _shortened(rows: int, length: int) -> int:
 _SETTINGS = {
     ("forward", "large"): (
         (64, Launch(128, 128, 8, 3)), (128, Launch(128, 128, 8, 2)), (256, Launch(128, 64, 8, 2)),
-        (512, Launch(32, 32, 8, 2)),
+        (512, Launch(64, 32, 8, 2)),
     ),
     ("forward", "small"): (
         (64, Launch(128, 64, 8, 3)), (128, Launch(128, 32, 8, 2)), (256, Launch(64, 32, 8, 2)),
@@ -82,8 +95,8 @@ _SETTINGS = {
         (64, Launch(64, 32, 8, 1)), (128, Launch(32, 16, 8, 1)), (512, Launch(16, 16, 8, 1)),
     ),
     ("backward_keys", "large"): (
-        (64, Launch(64, 128, 8, 2)), (128, Launch(32, 128, 8, 2)), (256, Launch(32, 32, 8, 2)),
-        (512, Launch(32, 32, 8, 1)),
+        (128, Launch(64, 128, 8, 2)), (256, Launch(32, 64, 8, 2)),
+        (512, Launch(16, 64, 8, 2)),
     ),
     ("backward_keys", "small"): (
         (64, Launch(64, 64, 8, 2)), (128, Launch(32, 64, 8, 2)), (256, Launch(16, 32, 8, 1)),
@@ -93,7 +106,7 @@ _SETTINGS = {
         (64, Launch(32, 32, 8, 1)), (256, Launch(16, 16, 8, 1)), (512, Launch(16, 8, 8, 1)),
     ),
     ("backward_queries", "large"): (
-        (128, Launch(128, 64, 8, 2)), (256, Launch(64, 32, 8, 2)), (512, Launch(32, 16, 8, 2)),
+        (128, Launch(128, 64, 8, 2)), (256, Launch(64, 64, 8, 2)), (512, Launch(64, 16, 8, 2)),
     ),
     ("backward_queries", "small"): (
         (64, Launch(128, 64, 8, 2)), (128, Launch(64, 64, 8, 2)), (256, Launch(32, 32, 4, 1)),
@@ -112,7 +125,7 @@ _SETTINGS = {
 _MASKED = {
     ("forward", "large", 128): Launch(128, 64, 8, 2),
     ("forward", "large", 256): Launch(128, 32, 8, 2),
-    ("backward_keys", "large", 512): Launch(32, 16, 8, 1),
+    ("forward", "large", 512): Launch(64, 16, 8, 2),
     ("backward_queries", "small", 64): Launch(64, 64, 8, 2),
 }
 
@@ -120,7 +133,7 @@ _MASKED = {
 def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, valid: Tensor | None, scale: float, shift: float, out: Tensor
 ) -> None:
-    """Fill `out` (B, H, Lq, D). All tensors of any strides; no length may be 0.
+    """Fill `out` (B, H, Lq, D). All tensors of any strides that are `within_reach`; no length may be 0.
 
     `specialised.launch_forward` does the same for fewer cases, in another way that no GPU has timed yet.
     """
@@ -204,7 +217,7 @@ def _constants(
     }  # fmt: skip
 
 
-SHAPES = ((8, 512), (4096, 16), (4096, 32), (4096, 64), (4096, 128), (4096, 256), (4096, 512))  # (L, D)
+SHAPES = ((8, 64), (8, 512), (4096, 16), (4096, 32), (4096, 64), (4096, 128), (4096, 256), (4096, 512))  # (L, D)
 KERNELS = {
     "forward": sigmoid_attention_forward,
     "backward_keys": sigmoid_attention_backward_keys,

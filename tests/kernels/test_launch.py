@@ -13,6 +13,7 @@ import torch
 from torch._library.triton import get_triton_kernels_for_op
 
 from jmt_fast.kernels import launch
+from jmt_fast.kernels.sigmoid_attention.kernel import within_reach
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -80,3 +81,12 @@ def test_launches_go_to_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPa
         with launch.on_device(torch.device(device)):
             pass
     assert entered == [torch.device("cuda:1")]
+
+
+def test_rows_too_far_apart_for_32_bits_are_copied() -> None:
+    x = torch.empty(1, 1, 300, 16, device="meta")
+    for stride in ((1, 1, 2**24 - 1, 1), (1, 1, 16, 2**22)):
+        assert within_reach(x.as_strided(x.shape, stride)).is_contiguous()
+    strided = (x.as_strided(x.shape, (1, 1, 2**22, 1)), x.as_strided(x.shape, (1, 1, 1, 300)))
+    for near in (x, *strided, x.expand(4, 2, 300, 16)):
+        assert within_reach(near) is near
