@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import shutil
 from dataclasses import dataclass, field
 
@@ -37,8 +38,7 @@ class Runtime:
             reasons["device"] = "a CUDA device is available" if device == "cuda" else "no CUDA device is available"
         else:
             reasons["device"] = "as asked"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise JMTError(f"device {device}: PyTorch finds no CUDA device here; use --device cpu")
+        _check(device)
 
         if precision == "auto":
             precision, reasons["precision"] = _best_precision(device)
@@ -52,6 +52,18 @@ class Runtime:
         else:
             reasons["compile"] = "as asked"
         return cls(torch.device(device), precision, compile, reasons)
+
+
+def _check(name: str) -> None:
+    """Raises JMTError for a device that is not there."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise JMTError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise JMTError(f"device {name}: PyTorch finds no CUDA device here; use --device cpu")
+    if int(name.partition(":")[2] or 0) >= (count := torch.cuda.device_count()):
+        raise JMTError(f"device {name}: PyTorch finds {count} CUDA devices here; use one up to cuda:{count - 1}")
 
 
 def _best_precision(device: str) -> tuple[str, str]:

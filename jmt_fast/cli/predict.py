@@ -138,12 +138,17 @@ def predict(
         raise typer.BadParameter(f"{person!r}: largest, all or a number expected", param_hint="--person")
     if gpus is not None and device != "auto":
         raise typer.BadParameter("give --gpus or --device, not both", param_hint="--gpus")
+    if engine is EngineName.ray and device not in ("auto", "cpu"):
+        raise typer.BadParameter("of a cluster's GPUs say how many, --gpus N", param_hint="--device")
     from jmt_fast.cli import show
     from jmt_fast.inference import Settings, find_videos, predict_collection, weights_digest
     from jmt_fast.inference.engines import choose
     from jmt_fast.models.checkpoint import load_feature_config
 
     found = find_videos(videos, sys.stdin.buffer)
+    report = _Report(found)
+    if not found.videos:
+        raise typer.Exit(1)
     features = load_feature_config(checkpoint)
     region = crop.value if crop else features.region
     looks = (detector.value if detector else features.detector) if region == "face" else None
@@ -159,7 +164,6 @@ def predict(
         workers = 0
     recipe, run = choose(engine.value, checkpoint, settings, workers, gpus, device, compile, timeout, memory)
     redo: Redo = "all" if force else "failed" if retry_failed else "missing"
-    report = _Report(found)
     with show.bar("Predicting") as progress:
         report.progress = progress
         for known in predict_collection(found.videos, out, recipe, settings, run, redo, report.moved):

@@ -56,7 +56,8 @@ class Cropper:
     def __init__(self, config: FrameConfig, device: torch.device, person: Person | None = None) -> None:
         self._config = config
         self._device = device
-        self._person = person
+        self._valid = person.valid if person else None
+        self._points = person.points if person else None
         self._template = template(config.resize, config.crop)
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (config.mean, config.std)
@@ -71,10 +72,10 @@ class Cropper:
         return torch.stack([self._cut(index, picture, self._config.crop) for index, picture in frames])
 
     def _cut(self, index: int, picture: np.ndarray | None, size: int) -> torch.Tensor:
-        if picture is None or (self._person is not None and not self._person.valid[index]):
+        if picture is None or (self._valid is not None and not self._valid[index]):
             return torch.zeros(3, size, size, device=self._device)
-        if self._person is None:
+        if self._points is None:
             matrix = letterbox(picture.shape[0], picture.shape[1], size)
         else:
-            matrix = similarity(self._person.points[index], self._template)
+            matrix = similarity(self._points[index], self._template)
         return warp(picture, matrix, size, self._device)

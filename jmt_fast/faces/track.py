@@ -6,6 +6,7 @@ any time, until a face appears at it again.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,49 +23,87 @@ SIGHTINGS = 3  # faces found less often are errors of the detector, or passers-b
 
 @dataclass(frozen=True)
 class Person:
-    """One face through a video of F frames.
+    """One face through a video of F frames, seen on S of them.
 
-    `boxes` float32 (F, 4) and `points` float32 (F, 5, 2), as in `Faces`, mean something where `valid` (F,) is True.
-    `id`: "0" for the largest person (area, added up over the time seen), "1" for the next.
+    `id`: "0" for the largest person (area, added up over the time seen), "1" for the next. `timestamps` float64 (F,):
+    of all frames, seconds. `seen_times` float64 (S,), ascending, `seen_boxes` float32 (S, 4) and `seen_points`
+    float32 (S, 5, 2), as in `Faces`: the sightings.
+
+    `boxes`, `points` and `valid`, of all frames, are computed at each call and not kept: a long video may have hundreds
+    of people, and most are not asked for.
     """
 
     id: str
-    boxes: np.ndarray
-    points: np.ndarray
-    valid: np.ndarray
+    timestamps: np.ndarray
+    seen_times: np.ndarray
+    seen_boxes: np.ndarray
+    seen_points: np.ndarray
 
     @classmethod
     def nobody(cls, frames: int) -> Person:
         """Stands for the person of a video on which there is no face."""
-        empty = np.zeros((frames, 7, 2), np.float32)
-        return cls("0", empty[:, :2].reshape(-1, 4), empty[:, 2:], np.zeros(frames, bool))
+        none = Faces.none()
+        return cls("0", np.zeros(frames), np.empty(0), none.boxes, none.points)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float32 (F, 4), as in `Faces`, between sightings linear in time. They mean something where `valid`."""
+        return self._spread(self.seen_boxes)
+
+    @property
+    def points(self) -> np.ndarray:
+        """float32 (F, 5, 2), as `boxes`."""
+        return self._spread(self.seen_points.reshape(-1, 10)).reshape(-1, 5, 2)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool (F,): the frame is a sighting, or between two that are at most `BRIDGED` apart."""
+        times = np.concatenate([[-np.inf], self.seen_times, [np.inf]])
+        after = times[np.searchsorted(times, self.timestamps, "left")]
+        before = times[np.searchsorted(times, self.timestamps, "right") - 1]
+        return after - before <= BRIDGED
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        spread = np.zeros((len(self.timestamps), values.shape[1]), np.float32)
+        if len(values):
+            for number, column in enumerate(values.T):
+                spread[:, number] = np.interp(self.timestamps, self.seen_times, column)
+        return spread
 
 
 @dataclass
 class _Track:
-    """Sightings of one person, in the order of their times."""
+    """Sightings of one person, in the order of their times: 64 bytes each, where lists of arrays took 650.
 
-    times: list[float] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)
-    points: list[np.ndarray] = field(default_factory=list)
+    `places`: of each, the box and the points, 14 numbers.
+    """
+
+    times: array[float] = field(default_factory=lambda: array("d"))
+    places: array[float] = field(default_factory=lambda: array("f"))
+    last: list[np.ndarray] = field(default_factory=list)  # the last two boxes, float64
 
     def add(self, time: float, box: np.ndarray, points: np.ndarray) -> None:
         self.times.append(time)
-        self.boxes.append(box)
-        self.points.append(points)
+        self.places.extend(box)
+        self.places.extend(points.reshape(-1))
+        self.last = [*self.last[-1:], box]
 
     def expected(self, time: float) -> np.ndarray:
         """The box at a time: moved on as it moved last, if that is not long ago."""
-        box = self.boxes[-1]
+        box = self.last[-1]
         if len(self.times) < 2 or time - self.times[-2] > BRIDGED:
             return box
-        speed = (box - self.boxes[-2]) / (self.times[-1] - self.times[-2])
+        speed = (box - self.last[-2]) / (self.times[-1] - self.times[-2])
         shift = (speed[:2] + speed[2:]) / 2 * (time - self.times[-1])  # of the middle: sizes are too noisy
         return box + np.tile(shift, 2)
 
+    def person(self, name: str, timestamps: np.ndarray) -> Person:
+        places = np.array(self.places).reshape(-1, 14)
+        return Person(name, timestamps, np.array(self.times), places[:, :4], places[:, 4:].reshape(-1, 5, 2))
+
     @property
     def weight(self) -> float:
-        box = np.stack(self.boxes)
+        box = np.array(self.places).reshape(-1, 14)[:, :4].astype(np.float64)
         return float(((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).sum())
 
 
@@ -83,10 +122,10 @@ def people(found: Iterable[tuple[float, Faces]], timestamps: np.ndarray) -> list
         for face in range(len(faces)):
             if face not in taken:
                 tracks.append(_Track())
-            tracks[taken.get(face, -1)].add(time, boxes[face], faces.points[face].astype(np.float64))
+            tracks[taken.get(face, -1)].add(time, boxes[face], faces.points[face])
     kept = [track for track in tracks if len(track.times) >= min(SIGHTINGS, looks)]
     kept.sort(key=lambda track: -track.weight)
-    return [_spread(str(number), track, timestamps) for number, track in enumerate(kept)]
+    return [track.person(str(number), timestamps) for number, track in enumerate(kept)]
 
 
 def choose(found: Sequence[Person], name: str) -> Person | None:
@@ -137,17 +176,3 @@ def _assign(expected: np.ndarray, boxes: np.ndarray) -> dict[int, int]:
         if face not in taken and track not in taken.values():
             taken[face] = track
     return taken
-
-
-def _spread(name: str, track: _Track, timestamps: np.ndarray) -> Person:
-    """Sightings -> every frame between two of them that are at most `BRIDGED` apart, linearly in time."""
-    seen = np.array(track.times)
-    before = np.searchsorted(seen, timestamps, "right") - 1
-    after = np.searchsorted(seen, timestamps, "left")
-    inside = (before >= 0) & (after < len(seen))
-    gaps = seen[after.clip(max=len(seen) - 1)] - seen[before.clip(0)]
-    values = np.concatenate([np.stack(track.boxes), np.stack(track.points).reshape(-1, 10)], axis=1)
-    spread = np.empty((len(timestamps), values.shape[1]), np.float32)  # what grows with the video is kept small
-    for number, column in enumerate(values.T):
-        spread[:, number] = np.interp(timestamps, seen, column)
-    return Person(name, spread[:, :4], spread[:, 4:].reshape(-1, 5, 2), inside & (gaps <= BRIDGED))

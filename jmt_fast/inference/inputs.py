@@ -39,14 +39,17 @@ def find_videos(named: Iterable[str | Path], listing: BinaryIO | None = None) ->
     (CSV or Parquet) with a column `video`, its paths relative to the table; `-`, a list of names in `listing`, one a
     line, or each ended by a NUL (`find -print0`) where names may hold newlines.
 
-    A file that cannot be used, or is not there, is among the videos: reading it tells why. A folder or a pattern
-    without videos is unusable. Raises DataError for a table without such a column or one that cannot be read.
+    A file that cannot be used, or is not there, is among the videos: reading it tells why. A folder, a pattern or a
+    list without videos is unusable. Raises DataError for a table without such a column or one that cannot be read.
     """
     found = Found()
     for name in named:
         if str(name) == "-" and listing is not None:
-            for each in _lines(listing.read()):
+            lines = list(_lines(listing.read()))
+            for each in lines:
                 _add(found, Path(each))
+            if not lines:
+                found.unusable["-"] = "the list on standard input is empty; check what writes it"
         else:
             _add(found, Path(name))
     once: dict[str, Path] = {}
@@ -70,8 +73,9 @@ def _add(found: Found, path: Path) -> None:
     elif glob.has_magic(str(path)) and not os.path.lexists(path):
         matches = sorted(glob.glob(str(path), recursive=True))
         # `**` names every folder on its way too
-        found.videos += [Path(match) for match in matches if not os.path.isdir(match)]
-        if not matches:
+        files = [Path(match) for match in matches if not os.path.isdir(match)]
+        found.videos += files
+        if not files:
             found.unusable[str(path)] = "matches no file; check the pattern"
     else:
         found.videos.append(path)

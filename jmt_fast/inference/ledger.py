@@ -131,7 +131,7 @@ class Ledger:
         return {row["path"]: _row(row) for row in table.to_pylist()}
 
     def _left(self) -> list[Row]:
-        """The rows of a run that was killed. A line that was being written when it was is no row."""
+        """The rows of a run that was killed. A line that was being written then, or of another version, is no row."""
         with open(os.dup(self._journal), "rb") as file:
             file.seek(0)
             lines = file.read().split(b"\n")[1:-1]
@@ -139,7 +139,7 @@ class Ledger:
         for line in lines:
             try:
                 rows.append(_row(json.loads(line)))
-            except ValueError:
+            except (ValueError, KeyError, TypeError):
                 continue
         return rows
 

@@ -94,7 +94,7 @@ class Predictor:
 
         `stride`: thirtieths of a second between clips, one of 1, 2, 4, 8, 16, 32; frames between clips are interpolated
         by timestamp. `sound`: a file to take the sound from instead. Frames and features pass through in blocks; what
-        grows with the video is the trace itself, some 40 bytes a frame, and the places of its faces.
+        grows with the video is the trace itself, some 40 bytes a frame, and the places of the face in work, some 50.
 
         `person`, where faces are looked for: `largest`, `all`, or the number of one, "0" being the largest. Where a
         person is not seen, rows are not valid; a video without any face gives one trace of such rows. Raises MediaError

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jmt_fast.errors import JMTError
 from jmt_fast.runtime import Runtime
 
 T = TypeVar("T")
@@ -35,13 +36,22 @@ def launched() -> bool:
 
 @contextmanager
 def processes(runtime: Runtime) -> Iterator[Runtime]:
-    """Join the other processes of `torchrun`; gives the runtime on this process's own device (cuda:LOCAL_RANK)."""
+    """Join the other processes of `torchrun`; gives the runtime on this process's own device (cuda:LOCAL_RANK).
+
+    Raises JMTError where a machine has more processes than GPUs.
+    """
     if not launched():
         yield runtime
         return
     device = runtime.device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise JMTError(
+                f"rank {local} of the {os.environ['LOCAL_WORLD_SIZE']} on this machine has no GPU, as there are "
+                f"{there}; start so many with torchrun --nproc-per-node={there}"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, number, count = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))

@@ -19,6 +19,8 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
+from jmt_fast.inference import engines
+
 Film = Callable[..., Path]
 PLAIN = ("--device", "cpu", "--precision", "fp32", "--no-compile")
 
@@ -132,6 +134,61 @@ def test_a_list_on_stdin(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{film()}\n".encode())))
     result = run("predict", "-", "--checkpoint", small_checkpoint, "--out", tmp_path, *PLAIN)
     assert result.out.splitlines() == [str(tmp_path / f"{film().stem}.parquet")]
+
+
+@pytest.mark.parametrize("source", ["list", "manifest", "folder", "pattern"])
+def test_nothing_to_predict_is_a_failure(
+    run: Callable, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """One line, and no output folder."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    (tmp_path / "rows.csv").write_text("video\n")
+    given, reason = {
+        "list": ("-", "the list on standard input is empty"),
+        "manifest": (tmp_path / "rows.csv", "the table has no rows"),
+        "folder": (tmp_path / "folder", "no video in this folder"),
+        "pattern": (tmp_path / "folder" / "*", "matches no file"),
+    }[source]
+    result = run("predict", given, "--checkpoint", small_checkpoint, "--out", tmp_path / "out", *PLAIN)
+    assert result.code == 1
+    [line] = result.err.splitlines()
+    assert line.startswith(f"error: {given}: ") and reason in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_that_kills_its_process_is_quarantined(
+    run: Callable, small_checkpoint: Path, film: Film, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "inference"))
+    from deadly import DeadlyRecipe
+
+    monkeypatch.setattr(engines, "Recipe", DeadlyRecipe)
+    videos = [Path(shutil.copy(film(), tmp_path / f"{name}.mp4")) for name in ("one", "deadly", "two")]
+    out = tmp_path / "out"
+    given = ("predict", *videos, "--checkpoint", small_checkpoint, "--out", out, *PLAIN)
+    result = run(*given)
+    assert result.code == 3, result.err
+    [error] = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert error == f"error: {videos[1]}: its process died of SIGSEGV"
+    assert "1 of 3 videos failed" in result.err and "Traceback" not in result.err
+    assert sorted(result.out.splitlines()) == [str(out / "one.parquet"), str(out / "two.parquet")]
+    table = pandas.read_parquet(out / "_index.parquet").set_index("name")
+    assert table["status"].to_dict() == {"one": "done", "deadly": "quarantined", "two": "done"}
+    assert table["error"]["deadly"] == f"{videos[1]}: its process died of SIGSEGV"
+    again = run(*given)
+    assert again.code == 3 and not again.out
+
+
+def test_gpus_of_a_cluster_are_asked_for_by_number(
+    run: Callable, small_checkpoint: Path, film: Film, tmp_path: Path
+) -> None:
+    given = ("predict", film(), "--checkpoint", small_checkpoint, "--out", tmp_path, "--engine", "ray")
+    for device in ("cuda", "cuda:1", "gpu"):
+        result = run(*given, "--device", device)
+        assert result.code == 2
+        assert "--gpus N" in result.err
+    assert run(*given, "--device", "cpu", "--gpus", "1").code == 2
 
 
 def test_more_gpus_than_there_are(run: Callable, small_checkpoint: Path, film: Film, tmp_path: Path) -> None:

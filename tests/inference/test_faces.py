@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,25 @@ def test_every_person_has_a_trace_of_the_whole_video(predictor: Predictor, video
     assert np.array_equal(np.flatnonzero(valid(large)), np.arange(40, 81))
     assert np.abs(small.values - large.values).max() > 1e-4
     assert any("seen in 34% of the frames" in line for line in large.warnings)
+
+
+def test_each_person_goes_after_the_trace(
+    predictor: Predictor, video: Path, cast: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The places of a face on every frame are there for one person at a time."""
+    cast(two)
+    places, spread = [], Person._spread
+
+    def watched(person: Person, values: np.ndarray) -> np.ndarray:
+        array = spread(person, values)
+        places.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(Person, "_spread", watched)
+    for number, trace in enumerate(predictor.predict_people(video)):
+        assert trace.person == str(number)
+        assert len(places) == number + 1
+        assert not any(each() is not None for each in places)
 
 
 def test_the_detector_is_chosen(

@@ -103,6 +103,8 @@ def test_patterns(folder: Path) -> None:
     assert relative(folder, find_videos([folder / "x[1].mp4"]).videos) == ["x[1].mp4"]
     nothing = find_videos([folder / "*.mov"])
     assert list(nothing.unusable.values()) == ["matches no file; check the pattern"]
+    folders = find_videos([folder / "su*"])  # it matches a folder alone
+    assert list(folders.unusable.values()) == ["matches no file; check the pattern"]
 
 
 def test_a_table_names_videos_beside_it(folder: Path) -> None:
@@ -126,6 +128,13 @@ def test_a_list(folder: Path, end: bytes) -> None:
     names = [b"b.mp4", b"sub/a.mp4", *([b"new\nline.mp4"] if end == b"\0" else [])]
     listing = io.BytesIO(end.join(os.path.join(os.fsencode(folder), name) for name in names) + end)
     assert relative(folder, find_videos(["-"], listing).videos) == [os.fsdecode(name) for name in names]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\r\n"])
+def test_an_empty_list_is_told(content: bytes) -> None:
+    found = find_videos(["-"], io.BytesIO(content))
+    assert not found.videos
+    assert found.unusable == {"-": "the list on standard input is empty; check what writes it"}
 
 
 def test_each_video_once_in_the_order_named(folder: Path) -> None:

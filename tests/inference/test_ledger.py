@@ -57,6 +57,17 @@ def test_a_half_written_row_is_dropped_and_the_others_kept(tmp_path: Path, cut: 
         assert list(ledger.rows.values()) == [row(0), row(2)]
 
 
+def test_a_row_of_another_version_is_no_row(tmp_path: Path) -> None:
+    journal = killed(tmp_path, row(0))
+    *_, line, _ = journal.split(b"\n")
+    facts = json.loads(line)
+    more, less = facts | {"colour": "red"}, {name: value for name, value in facts.items() if name != "outputs"}
+    others = [more, less, [facts], 5, facts | {"warnings": None}]
+    (tmp_path / JOURNAL).write_bytes(journal + b"".join(json.dumps(each).encode() + b"\n" for each in others))
+    with Ledger(tmp_path) as ledger:
+        assert list(ledger.rows.values()) == [row(0)]
+
+
 def test_a_second_run_is_refused_and_told_who_has_the_folder(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.add(row(0))

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from jmt_fast.errors import JMTError
+from jmt_fast.inference import workers
 from jmt_fast.inference.workers import Crew, Job, Result, run_here
 
 
@@ -84,6 +86,33 @@ def test_a_process_killed_from_outside_costs_nothing(done: Callable, tmp_path: P
     gun.join()
     assert len(lines) > 2
     assert not [result for result in results.values() if result.error]
+
+
+@pytest.mark.parametrize("young", [0.0, 600.0])
+def test_processes_are_renewed_between_jobs(done: Callable, monkeypatch: pytest.MonkeyPatch, young: float) -> None:
+    """After so many jobs, and a while; nothing is lost, and nobody is a suspect for it."""
+    monkeypatch.setattr(workers, "YOUNG", young)
+    tasks = [f"work {number}" for number in range(40)]
+    tasks[7] = "media"
+    results, lines = done(Crew(2, together=2, jobs=5), tasks)
+    served = Counter(result.value.split()[2] for result in results.values() if not result.error)
+    assert [number for number, result in results.items() if result.error] == [7]
+    assert not results[7].deadly
+    assert {line.split()[1] for line in lines} == {"0", "1"}
+    if young:
+        assert len(lines) == 2
+    else:
+        assert max(served.values()) == 5
+        assert len(lines) >= 8
+
+
+def test_a_renewed_crew_still_finds_who_kills(done: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "YOUNG", 0.0)
+    tasks = [f"work {number}" for number in range(14)]
+    tasks[3] = tasks[8] = "kill"
+    results, _ = done(Crew(1, together=2, jobs=3), tasks)
+    assert {number for number, result in results.items() if result.error} == {3, 8}
+    assert all(results[number].deadly for number in (3, 8))
 
 
 def test_what_stops_everything_is_said(done: Callable) -> None:
