@@ -1,4 +1,4 @@
-"""Convolutions of a frozen network in shapes that a GPU's matrix units take, without a change of what they compute.
+"""Convolutions as a GPU likes them: algorithms tried out, and a frozen network's shapes made those of its matrix units.
 
 Channels: 16-bit kernels for tensor cores want multiples of 8 (NVIDIA, "Convolutional Layers User's Guide", on channels
 in NHWC). R(2+1)D has 45, 230, 460 and 921 between its spatial and its temporal convolutions, a fifth of its work; zero
@@ -10,6 +10,9 @@ convolution one along time over the H W pixels as columns. Both are views, nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -17,6 +20,17 @@ from torch.nn import functional as F
 from jmt_fast.models.onednn import CONVOLUTIONS, module_of
 
 MULTIPLE = 8
+
+
+@contextmanager
+def tuned() -> Iterator[None]:
+    """Meanwhile cuDNN tries its algorithms on each new shape and keeps the fastest: for shapes that come again."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class FrameConvolution(nn.Module):

@@ -52,12 +52,8 @@ class FastCopy:
         if batch.shape[1:] != self._sample or not len(batch):
             expected = ", ".join(map(str, self._sample))
             raise ValueError(f"batch: shape (B > 0, {expected}) expected, got {tuple(batch.shape)}")
-        tuned = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True
-        try:
+        with cudnn.tuned():
             return torch.cat(self._in_turn(batch) if self.fixed else self._side_by_side(batch))
-        finally:
-            torch.backends.cudnn.benchmark = tuned
 
     def _side_by_side(self, batch: Tensor | Clips) -> list[Tensor]:
         """Each of PyTorch's threads takes parts of its own; what cannot be shared out evenly takes all of them.

@@ -98,7 +98,8 @@ class SequenceClips:
         clips = chosen[present]
         x, y, flip = random[present].T
         crop = self.clips.graph.frame_config.crop
-        pictures = torch.zeros(*present.shape, CLIP_FRAMES, crop, crop, 3, dtype=torch.uint8)
+        pinned = self.clips.graph.device.type == "cuda"  # or the copy to the device would wait for the step before
+        pictures = torch.zeros(*present.shape, CLIP_FRAMES, crop, crop, 3, dtype=torch.uint8, pin_memory=pinned)
         spectrograms = torch.zeros(*present.shape, *self._sound.shape[1:])
         there = torch.from_numpy(present)
         pictures[there] = self.clips.inputs(clips, x, y, flip < 0.5)

@@ -14,6 +14,7 @@ from jmt_fast.data import Recording, labelled
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, JMTError
 from jmt_fast.models import JMT, Backbones, Checkpoint
+from jmt_fast.models.cudnn import tuned
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.batches import LabelledVideo, SequenceSampler, check_shares, content
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
@@ -96,7 +97,7 @@ def fit_unfrozen(
     network.to(runtime.device).visual.to(memory_format=torch.channels_last_3d)
     try:
         step = _step(network, config, runtime)
-        with shared_folder(out) as temporary:
+        with shared_folder(out) as temporary, tuned():
             graph = ClipGraph(features.frames, features.sound, runtime.device)
 
             def opened(name: str, recordings: Sequence[Recording]) -> SequenceClips:

@@ -16,6 +16,7 @@ from jmt_fast.config import DetectorName, FrameConfig, Region, VisualTraining
 from jmt_fast.data import Recording
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.models import VisualBackbone
+from jmt_fast.models.cudnn import tuned
 from jmt_fast.runtime import Runtime
 from jmt_fast.training.checkpoints import RunFolder, weights_digest
 from jmt_fast.training.clip_cache import open_clips
@@ -106,7 +107,7 @@ def fit_visual(
         torch.default_generator.manual_seed(config.seed)
         network = VisualRegressor(backbone, frames, config.dropout)
     network.to(runtime.device).to(memory_format=torch.channels_last_3d)
-    with shared_folder(out) as temporary, normalised_together(network):
+    with shared_folder(out) as temporary, normalised_together(network), tuned():
         graph = ClipGraph(frames, device=runtime.device)
 
         def opened(name: str, recordings: Sequence[Recording]) -> Clips:

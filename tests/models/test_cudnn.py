@@ -71,3 +71,11 @@ def test_maps_that_others_read_too_are_not_padded() -> None:
     aligned = cudnn.align(fx.symbolic_trace(copy.deepcopy(module)))
     assert {layer.out_channels for layer in convolutions(aligned)} == {5}
     torch.testing.assert_close(aligned(clips), module(clips))
+
+
+def test_tuning_ends_with_its_block() -> None:
+    assert not torch.backends.cudnn.benchmark
+    with pytest.raises(RuntimeError), cudnn.tuned():
+        assert torch.backends.cudnn.benchmark
+        raise RuntimeError
+    assert not torch.backends.cudnn.benchmark
