@@ -1,43 +1,38 @@
 """Shared by all benchmarks: peers timed in turns in one run, the machine's measured ceiling, tables, and JSON rows.
 
-`pytest benchmarks` runs everything; `--seconds` bounds the time spent on one shape and `--results` says where the
-rows go. Each `test_<question>.py` fills its `question` and gets one table and one
-`results/<device>/<question>.json`, whose rows carry device, versions, date and shape. A test is one shape: its rows
-are saved when it has passed, and only then. `--events` is how `jmt-fast bench` follows what happens.
+`pytest benchmarks` runs everything; `--seconds` bounds the time spent on one shape, `--peers` leaves out what is slow
+to compile, and `--results` says where the rows go. Each `test_<question>.py` fills its `question` and gets one table
+and one `results/<device>/<question>.json`, whose rows carry device, versions, date and shape. A test is one shape: its
+rows are saved when it has passed, and only then. `--events` is how `jmt-fast bench` follows what happens.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import platform
-import re
-import subprocess
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
-from rich.table import Table
 
-import jmt_fast
-from benchmarks.timing import Ceiling, Peer, Timing, stopwatch, wall
+from benchmarks.rows import Question, provenance_of_this_run
+from benchmarks.timing import Call, Ceiling, Peer, Timing, stopwatch, wall
 
 HERE = Path(__file__).parent
-PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "av", "numpy")
-RIVALS = ("flash_sigmoid", "triton-sigmoid")  # named in a row where they are installed
 PASSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=4.0, help="time to spend on one shape, all peers together")
     parser.addoption("--results", type=Path, default=HERE / "results", help="folder for the JSON rows")
+    parser.addoption(
+        "--peers",
+        action="append",
+        help="part of a name, in any case; give it again for more: beside ours and what ratios are against, only these",
+    )
     parser.addoption("--events", type=Path, help="file (or pipe) to tell what happens, one JSON object a line")
 
 
@@ -90,114 +85,9 @@ def _short(nodeid: str) -> str:
     return nodeid.rpartition("/")[2].removeprefix("test_").replace(".py::test_", ": ")
 
 
-@dataclass
-class Question:
-    """The rows of one benchmark file, or of one of its shapes."""
-
-    name: str
-    provenance: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def row(self, shape: str, peer: str, timing: Timing | None = None, **columns: Any) -> None:
-        """Add what `peer` did at `shape`; further columns (floor_ms, ratio, gb_per_s, ...) as keywords."""
-        self.rows.append({"shape": shape, "peer": peer, **(timing.columns() if timing else {}), **columns})
-
-    def race(
-        self, shape: str, timings: dict[str, Timing], against: str, flops: float | None = None, **columns: Any
-    ) -> None:
-        """Add one row a peer, each with `ratio`: how many times faster than the peer `against`.
-
-        `flops`, the useful operations of a call, give `tflop_per_s`.
-        """
-        for peer, timing in timings.items():
-            speed = {} if flops is None else {"tflop_per_s": flops / timing.median / 1e9}
-            self.row(shape, peer, timing, ratio=timings[against].median / timing.median, **speed, **columns)
-
-    def print(self) -> None:
-        """One table a shape; a column is there where a row of the shape has something in it."""
-        shapes: dict[str, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            shapes.setdefault(row["shape"], []).append(row)
-        for shape, rows in shapes.items():
-            columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "shape"]
-            table = Table(title=f"{self.name} on {self.provenance['device']}: {shape}", title_justify="left")
-            for column in columns:
-                table.add_column(column, justify="left" if column in ("peer", "timed", "error") else "right")
-            for row in rows:
-                table.add_row(*(_cell(row.get(column, "")) for column in columns))
-            Console(width=160).print(table)
-
-    def dated(self) -> list[dict[str, Any]]:
-        """The rows, each with its provenance, as JSON can hold them: null for NaN."""
-        rows = ({**row, **self.provenance} for row in self.rows)
-        return [{key: None if value != value else value for key, value in row.items()} for row in rows]
-
-    def save(self, results: Path) -> Path:
-        """Write the rows; on disk they replace all rows of their shapes, and those of other shapes stay."""
-        path = results / _slug(self.provenance["device"]) / f"{self.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shapes: dict[str, list[dict[str, Any]]] = {}
-        for row in json.loads(path.read_text()) if path.exists() else []:
-            shapes.setdefault(row["shape"], []).append(row)
-        shapes |= {row["shape"]: [] for row in self.rows}  # what is replaced keeps its place
-        for row in self.dated():
-            shapes[row["shape"]].append(row)
-        part = path.with_suffix(".part")
-        part.write_text("[\n" + ",\n".join(json.dumps(row) for rows in shapes.values() for row in rows) + "\n]\n")
-        part.replace(path)
-        return path
-
-
-def _cell(value: Any) -> str:
-    if value != value:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _driver() -> dict[str, str]:
-    """Power cap [W] and driver of the GPU, by its own tool."""
-    index = torch.cuda.current_device()
-    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(index).uuid}", "--format=csv,noheader,nounits"]
-    try:
-        shown = subprocess.run(
-            [*query, "--query-gpu=power.limit,driver_version"], capture_output=True, text=True, check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {"power_cap_w": "unknown", "driver": "unknown"}
-    cap, driver = shown.stdout.strip().split(", ")
-    return {"power_cap_w": cap, "driver": driver}
-
-
 @pytest.fixture(scope="session")
 def provenance() -> dict[str, Any]:
-    """Device, versions and date, as they stand in every row."""
-    return {
-        "device": _device_name(),
-        **(_driver() if torch.cuda.is_available() else {}),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "jmt-fast": jmt_fast.__version__,
-        **{package: _version(package) for package in PACKAGES},
-        **{rival: _version(rival) for rival in RIVALS if _version(rival) != "not installed"},
-    }
+    return provenance_of_this_run()
 
 
 @pytest.fixture(scope="session")
@@ -242,13 +132,30 @@ def rotate() -> Callable[[Callable[..., object], Iterable[tuple]], Peer]:
     return make
 
 
+@pytest.fixture(scope="session")
+def chosen(pytestconfig: pytest.Config) -> Callable[..., dict[str, Any]]:
+    """`chosen(peers, *always)`: of {name: peer} those whose names begin with one of `always`, and those that `--peers`
+    asks for; without that option all."""
+    parts = [part.lower() for part in pytestconfig.getoption("--peers") or [""]]
+
+    def keep(peers: Mapping[str, Any], *always: str) -> dict[str, Any]:
+        return {
+            name: peer
+            for name, peer in peers.items()
+            if name.startswith(always) or any(part in name.lower() for part in parts)
+        }
+
+    return keep
+
+
 @pytest.fixture
 def race(benchmark: Any, request: pytest.FixtureRequest, device: torch.device) -> Callable[..., dict[str, Timing]]:
     """`race({name: peer, ...}, warmup=2, max_rounds=200)` -> {name: Timing}: in every round each peer has its turn.
 
     Turns make a busy machine hurt all peers alike, so ratios hold. The first peer is the one pytest-benchmark records.
     A peer that is a text cannot run here, and the text says why; so can those in `optional` fail, and any run out of
-    memory: they keep their row, with the reason. Those in `capture` are timed from a CUDA graph, on a GPU.
+    memory: they keep their row, with the reason. Those in `capture` are timed from a CUDA graph, on a GPU. `checks` are
+    called before anything is timed, each just before its peer; one that raises is a failure of the peer.
     """
 
     def run(
@@ -257,31 +164,38 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: torch.device) -
         max_rounds: int = 200,
         optional: Collection[str] = (),
         capture: Collection[str] = (),
+        checks: Mapping[str, Call] | None = None,
     ) -> dict[str, Timing]:
         failed, clocks, cost = {}, {}, 0.0
+
+        def fail(name: str, error: Exception, noted: Sequence[warnings.WarningMessage] = ()) -> None:
+            if name not in optional and not isinstance(error, torch.OutOfMemoryError):
+                raise error
+            failed[name] = Timing.failed(_reason(error, noted))
+
         for name, peer in peers.items():
             if isinstance(peer, str):
                 failed[name] = Timing.failed(peer)
                 continue
             with warnings.catch_warnings(record=True) as noted:
                 try:
+                    if checks and name in checks:
+                        checks[name]()
                     for _ in range(warmup):
                         peer()
                     once = wall(peer, device)
                     clocks[name] = stopwatch(peer, device, once, name in capture)
                     cost += once
                 except Exception as error:
-                    if name not in optional and not isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    failed[name] = Timing.failed(_reason(error, noted))
+                    fail(name, error, noted)
         seconds: dict[str, list[float]] = {name: [] for name in clocks}
 
         def turn(name: str) -> None:
             if name not in failed:
                 try:
                     seconds[name].append(clocks[name][0]())
-                except torch.OutOfMemoryError as error:
-                    failed[name] = Timing.failed(_reason(error, []))
+                except Exception as error:
+                    fail(name, error)
 
         def others_turn() -> tuple[tuple[str], dict[str, Any]]:
             for name in others:
@@ -297,7 +211,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: torch.device) -
     return run
 
 
-def _reason(error: Exception, noted: list[warnings.WarningMessage]) -> str:
+def _reason(error: Exception, noted: Iterable[warnings.WarningMessage]) -> str:
     """One line. PyTorch's attention says why a backend refuses in warnings, and in the error only that it does."""
     said = [str(warning.message).partition("\n")[0] for warning in noted if warning.category is UserWarning]
     return "; ".join([f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", *said[:2]])

@@ -2,11 +2,13 @@
 
 `over` is the share by which a row is above the one it is measured against: what the rest adds to it, so a ratio of 1 is
 the best that can be. Videos are H.264 with sound; end to end is what `predict` does, `backbones alone` the same clips
-in the same blocks, their inputs in memory already.
+in the same blocks, their inputs in memory already, `decoding alone` the video with nothing behind. End to end is
+measured against the slower of these two, on a GPU once with NVDEC and once with PyAV.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -22,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.decoding import decoded_by_pyav, decoded_in_graph, missing, planned, without_nvdec
 from benchmarks.timing import Timing
 from jmt_fast.config import CLIP_FRAMES, FeatureConfig, JMTConfig
 from jmt_fast.data import OpenRecording, Recording
@@ -32,7 +35,8 @@ from jmt_fast.inference.ledger import DONE, Ledger, Row
 from jmt_fast.models import JMT, Checkpoint, Clips, load_backbones
 
 RATE = 44_100
-ALONE, WHOLE = "backbones alone", "jmt-fast, end to end"
+ALONE, DECODING, WHOLE = "backbones alone", "decoding alone", "jmt-fast, end to end"
+FPS, STRIDE = 30, 8
 BARE, ENGINE = "predict and save, in a loop", "jmt-fast, one process"
 EMPTY, FULL = "0 rows before", "jmt-fast, 100,000 rows before"
 
@@ -87,11 +91,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def test_decoding_overlaps(video: Any, checkpoint: Any, device: torch.device, race: Any, question: Any) -> None:
     """One process on all cores, the paper's networks: what do decoding, sound and spectrograms add to them?"""
     seconds = 12 if device.type == "cpu" else 300
-    path = video(seconds, 640, 360, 30)
+    path = video(seconds, 640, 360, FPS)
     predictor = Predictor.from_pretrained(checkpoint("paper"), device.type)
-    extractor = predictor.extractor
-    count = extractor.stream(OpenRecording(Recording("video", path)), 8).clips
-    rows = 2 * torch.arange(CLIPS_PER_BLOCK)[:, None] + torch.arange(CLIP_FRAMES)  # a stride of 8 thirtieths
+    extractor, recording = predictor.extractor, OpenRecording(Recording("video", path))
+    count, graph = len(planned(recording, STRIDE)), extractor.graph
+    rows = STRIDE // 4 * torch.arange(CLIPS_PER_BLOCK)[:, None] + torch.arange(CLIP_FRAMES)
     clips = Clips(torch.randn(int(rows.max()) + 1, 3, 224, 224, device=device), rows)
     spectrograms = torch.randn(CLIPS_PER_BLOCK, 1, 64, 107, device=device)
 
@@ -101,14 +105,27 @@ def test_decoding_overlaps(video: Any, checkpoint: Any, device: torch.device, ra
             extractor.visual(clips.split(part)[0])
             extractor.audio(spectrograms[:part])
 
-    timings = race({ALONE: alone, WHOLE: lambda: predictor.predict(path)}, warmup=1)
-    least = timings[ALONE].median
-    for name, timing in timings.items():
-        question.row(
-            f"{seconds} s of 640x360", name, timing, ratio=least / timing.median, over=timing.median / least - 1,
-            clips=count, x_real_time=1e3 * seconds / timing.median,
-        )  # fmt: skip
-    assert timings[WHOLE].median / least < 1.1
+    def whole() -> None:
+        predictor.predict(path, STRIDE)
+
+    ways = {"PyAV": (lambda: decoded_by_pyav(recording, graph, STRIDE), without_nvdec(whole))}
+    if device.type == "cuda":
+        why = missing(recording, graph)
+        ways["NVDEC"] = (why or (lambda: decoded_in_graph(recording, graph)), why or whole)
+    peers = {ALONE: alone}
+    for way, calls in ways.items():
+        peers |= {f"{name}, {way}": call for name, call in zip((DECODING, WHOLE), calls, strict=True)}
+    timings = race(peers, warmup=1)
+    for way in ways:
+        found = {name: timings[f"{name}, {way}"] for name in (DECODING, WHOLE)} | {ALONE: timings[ALONE]}
+        slowest = np.nanmax([found[name].median for name in (ALONE, DECODING)])
+        for name in (ALONE, DECODING, WHOLE):
+            ms = found[name].median
+            question.row(
+                f"{seconds} s of 640x360" + (f", {way}" if device.type == "cuda" else ""), name, found[name],
+                ratio=slowest / ms if name == WHOLE or ms == slowest else math.nan, over=ms / slowest - 1,
+                clips=count, frames_per_s=1e3 * seconds * FPS / ms, x_real_time=1e3 * seconds / ms,
+            )  # fmt: skip
 
 
 def test_short_videos(video: Any, checkpoint: Any, device: torch.device, question: Any, tmp_path: Path) -> None:
@@ -144,7 +161,6 @@ def test_short_videos(video: Any, checkpoint: Any, device: torch.device, questio
     shape = f"{total} videos of 1 s, {preset} networks"
     question.row(shape, BARE, Timing.of(loop, "wall clock"), ratio=1.0, over=0.0)
     question.row(shape, ENGINE, Timing.of(engine, "wall clock"), ratio=1 / (1 + over), over=over)
-    assert over < 0.02
 
 
 def row(number: int) -> Row:
@@ -185,7 +201,6 @@ def test_ledger(ledgers: dict[int, Ledger], race: Any, question: Any, tmp_path: 
         spans.append((opened - begin, time.perf_counter() - closing))
     question.row("ledger", "opening one of 100,000 rows", Timing.of([each for each, _ in spans[1:]], "wall clock"))
     question.row("ledger", "closing one of 100,000 rows", Timing.of([each for _, each in spans], "wall clock"))
-    assert timings[FULL].median < 1.5 * least
 
 
 def peak_memory(pid: int) -> float:

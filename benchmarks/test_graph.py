@@ -2,7 +2,8 @@
 
 Both get the same frames, decoded by PyAV beforehand, and the same sound windows, and leave the same tensors on the same
 device; that they agree is checked before they are timed. A second run of the graph against itself (`again`) shows the
-noise of the machine. The last test adds the decoding: inside the graph, or by PyAV with the graph behind.
+noise of the machine. The last test adds the decoding: a whole video to clips, inside the graph (by NVDEC, on a CPU by
+DALI's own decoder), or by PyAV with the graph behind; and each decoder alone, with nothing behind.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from benchmarks.decoding import decoded_by_pyav, decoded_in_graph, missing, planned, to_clips
 from jmt_fast.config import FrameConfig, SpectrogramConfig
-from jmt_fast.data.graph import ClipGraph, can_decode
-from jmt_fast.media import probe, select
+from jmt_fast.data import OpenRecording, Recording
+from jmt_fast.data.graph import ClipGraph
+from jmt_fast.media import select
 
 CONFIG, SOUND = FrameConfig(), SpectrogramConfig()
 SHAPES = [(8, 640, 360), (64, 640, 360), (32, 1920, 1080)]
+VIDEOS = [(1800, 640, 360), (600, 1920, 1080)] if torch.cuda.is_available() else [(128, 640, 360)]
+PERIOD = 24  # frames after which the pictures of a video come again
+STRIDE = 8  # thirtieths of a second between clips
+DECODED, FED = "decoded in the graph", "PyAV, then the graph"
 GRAPH, AGAIN, PEER = "DALI graph", "DALI graph, again", "torchvision + torch.stft"
 
 
@@ -37,17 +44,21 @@ def video(tmp_path_factory, device) -> Callable[[int, int, int], Path]:
     fast = {"preset": "veryfast"} if device.type == "cuda" else {"deadline": "realtime", "cpu-used": "8"}
     folder = tmp_path_factory.mktemp("video")
 
+    def picture(k: int, rows: np.ndarray, columns: np.ndarray, grain: np.ndarray) -> np.ndarray:
+        turn = 2 * np.pi * k / PERIOD
+        waves = [np.sin(rows / 30 + turn), np.cos(columns / 50 - turn), np.sin((rows + columns) / 70 + turn)]
+        return (127.5 + 90 * np.stack(waves, axis=-1) + grain).clip(0, 255).astype(np.uint8)
+
     def make(frames: int, width: int, height: int) -> Path:
         path = folder / f"{frames}x{width}x{height}.mkv"
         rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
         grain = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+        pictures = [picture(k, rows, columns, grain) for k in range(min(frames, PERIOD))]
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=30, options=fast)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for k in range(frames):
-                waves = [np.sin(rows / 30 + k / 9), np.cos(columns / 50 - k / 9), np.sin((rows + columns) / 70)]
-                picture = (127.5 + 90 * np.stack(waves, axis=-1) + grain).clip(0, 255).astype(np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pictures[k % PERIOD], format="rgb24")))
             container.mux(stream.encode(None))
         return path
 
@@ -115,19 +126,31 @@ def test_sound(graph, device, race, question, count):
     question.race(f"{count} windows", timings, PEER, items=count)
 
 
-@pytest.mark.parametrize(("frames", "width", "height"), [(128, 640, 360)])
+@pytest.mark.parametrize(("frames", "width", "height"), VIDEOS)
 def test_decoding(graph, device, video, race, question, frames, width, height):
-    info = probe(video(frames, width, height))
-    possible, reason = can_decode(info, device)
-    if not possible:
-        pytest.skip(reason)
+    recording = OpenRecording(Recording("video", video(frames, width, height)))
+    why, clips = missing(recording, graph), len(planned(recording, STRIDE))
+    if not why:
+        first, other = (to_clips(recording, graph, STRIDE, in_graph)[0].frames for in_graph in (True, False))
+        difference = (first - other).abs().mean() * 255 * max(CONFIG.std)
+        assert difference < 6, "grey levels: the peers see different frames"  # neighbours are 13 apart
 
-    def inside() -> torch.Tensor:
-        return torch.cat([block for _, block in graph.decoded(info)])
+    def whole(in_graph: bool) -> Callable[[], object]:
+        return lambda: to_clips(recording, graph, STRIDE, in_graph)
 
-    def outside() -> torch.Tensor:
-        return graph.frames([[frame for _, _, frame in select(info.path, range(frames), info)]])[0]
-
-    assert inside().shape == outside().shape
-    peers = {"decoded in the graph": inside, "decoded in the graph, again": inside, "PyAV, then the graph": outside}
-    question.race(f"{frames} frames {width}x{height} {info.codec}", race(peers), "PyAV, then the graph", items=frames)
+    timings = race(
+        {
+            DECODED: why or whole(True),
+            f"{DECODED}, again": why or whole(True),
+            FED: whole(False),
+            "the graph's decoder alone": why or (lambda: decoded_in_graph(recording, graph)),
+            "PyAV alone": lambda: decoded_by_pyav(recording, graph, STRIDE),
+        },
+        warmup=1,
+    )
+    for name, timing in timings.items():
+        ratio = {} if name.endswith("alone") else {"ratio": timings[FED].median / timing.median}
+        question.row(
+            f"{frames} frames {width}x{height} {recording.info.codec}", name, timing, **ratio,
+            items=clips, clips_per_s=1e3 * clips / timing.median, frames_per_s=1e3 * frames / timing.median,
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -125,6 +126,26 @@ def _captured(call: Call, many: int) -> Call:
         results = [call() for _ in range(many)]  # kept to the end, so that no two calls write to the same memory
     del results
     return graph.replay
+
+
+def launches(call: Call) -> float:
+    """Kernels, copies and fills that a call gives to a GPU; NaN where that cannot be told.
+
+    They are the nodes of a graph that is captured from it and never run. A profiler would count them too, but once it
+    has run, every later launch of the process takes longer.
+    """
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    count = ctypes.c_size_t()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+        failed = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
+            ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count)
+        )
+    except (OSError, RuntimeError):
+        torch.cuda.synchronize()
+        return float("nan")
+    return float("nan") if failed else float(count.value)
 
 
 def peak_memory(call: Call, device: torch.device) -> int:

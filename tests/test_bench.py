@@ -68,6 +68,24 @@ def test_a_comparison_takes_our_best_and_names_whoever_beats_the_base() -> None:
     assert (without := Comparison.of("forward, small", slower)) and without.faster is None
 
 
+def test_the_bare_graph_of_ours_has_a_column_of_its_own(tmp_path: Path) -> None:
+    replay = row("prepared, bf16, graph replay", 0.25, 32.0)
+    found = Comparison.of("forward, small", [*ROWS, replay])
+    assert found is not None and (found.ours["peer"], found.replay) == ("prepared, bf16", replay)
+    text = section(stored(tmp_path, [*ROWS, replay]))
+    assert "ratio to it | graph replay | floor |" in text
+    assert "| forward, small | 2 ms | 8 ms | 4.00 | 5 ms | 2.50 | 0.25 ms | 0.5 ms |" in text
+    failed = row("prepared, bf16, graph replay", None, None, error="no graph")
+    assert section(stored(tmp_path, [*ROWS, failed])) == section(stored(tmp_path, ROWS))
+
+
+def test_what_is_slower_on_a_pipeline_s_way_is_its_bound(tmp_path: Path) -> None:
+    """Decoding and backbones alone: the other one has no ratio, so it is no faster peer."""
+    rows = [row("backbones alone", 1.0), row("decoding alone", 3.0, 1.0), row("jmt-fast, end to end", 4.0, 0.75)]
+    text = section(stored(tmp_path, rows, "some/collection.json"))
+    assert "against: decoding alone | ratio |\n" in text and "| 4 ms | 3 ms | 0.75 |" in text
+
+
 def test_the_section_has_a_table_for_what_was_measured_and_none_for_a_gpu_that_was_not(tmp_path: Path) -> None:
     results = stored(tmp_path, ROWS)
     text = section(results)

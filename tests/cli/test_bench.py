@@ -21,9 +21,12 @@ ROOT = Path(__file__).parents[2]
 FUSION = """
 import time, pytest
 @pytest.mark.parametrize("shape", ["small", "large"])
-def test_forward(shape, race, question):
-    timings = race({"prepared": lambda: None, "reference": lambda: time.sleep(0.001), "rival": "not installed",
-                    "broken": lambda: 1 / 0}, optional={"broken"})
+def test_forward(shape, race, chosen, question):
+    def wrong():
+        assert False, "off by 1"
+    peers = {"prepared": lambda: None, "reference": lambda: time.sleep(0.001), "rival": "not installed",
+             "broken": lambda: 1 / 0, "wrong": lambda: None}
+    timings = race(chosen(peers, "prepared", "ref"), optional={"broken", "wrong"}, checks={"wrong": wrong})
     question.race(shape, timings, "reference", flops=1e6)
     BODY
 """
@@ -36,7 +39,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
     def make(code: str = "pass") -> Path:
         folder = tmp_path / "checkout"
         (folder / "benchmarks").mkdir(parents=True)
-        for name in ("conftest.py", "timing.py"):
+        for name in ("conftest.py", "rows.py", "timing.py"):
             shutil.copy(ROOT / "benchmarks" / name, folder / "benchmarks" / name)
         (folder / "benchmarks" / "test_fusion.py").write_text(FUSION.replace("BODY", code))
         shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
@@ -61,17 +64,26 @@ def test_rows_tables_and_report(root: Callable, run: Callable) -> None:
     kept = rows(folder / "benchmarks" / "results")
     assert json.loads(result.out) == kept
     assert [(row["shape"], row["peer"]) for row in kept] == [
-        (shape, peer) for shape in ("small", "large") for peer in ("prepared", "reference", "rival", "broken")
+        (shape, peer) for shape in ("small", "large") for peer in ("prepared", "reference", "rival", "broken", "wrong")
     ]
-    prepared, reference, rival, broken = kept[:4]
+    prepared, reference, rival, broken, wrong = kept[:5]
     assert prepared["ms_q20"] <= prepared["ms"] <= prepared["ms_q80"] < 1.0 <= reference["ms"]
     assert prepared["ratio"] == pytest.approx(reference["ms"] / prepared["ms"])
     assert prepared["tflop_per_s"] == pytest.approx(1e-3 / prepared["ms"])
     assert (rival["error"], rival["ms"]) == ("not installed", None)
     assert broken["error"].startswith("ZeroDivisionError")
+    assert (wrong["error"], wrong["ms"]) == ("AssertionError: off by 1", None)
     assert {"device", "date", "torch", "python", "timed"} <= prepared.keys()
     assert "| small |" in (folder / "README.md").read_text()
     assert (folder / "docs" / "benchmarks.png").is_file()
+
+
+@pytest.mark.slow
+def test_chosen_peers(root: Callable, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "benchmarks", "--seconds", "0.02"]
+    command += ["--results", str(tmp_path / "rows"), "--peers", "RIV", "--peers", "wrong"]
+    subprocess.run(command, cwd=root(), check=True, stdout=subprocess.DEVNULL)
+    assert [row["peer"] for row in rows(tmp_path / "rows")] == 2 * ["prepared", "reference", "rival", "wrong"]
 
 
 @pytest.mark.slow
