@@ -238,7 +238,8 @@ def attend_backward(
     R_AT: tl.constexpr = DIM if BY_KEY else 0
     C_AT: tl.constexpr = 0 if BY_KEY else DIM
 
-    # One product after the other: together their operands would not fit beside both sums at 128 rows.
+    # One product after the other: together their operands would not fit beside both sums at 128 rows, and P as an
+    # operand not beside dS.
     scores = tl.zeros((ROWS, ROWS), tl.float32)
     for start in range(0, HEAD, CHUNK):
         inner = start + tl.arange(0, CHUNK)
@@ -246,17 +247,20 @@ def attend_backward(
         scores = tl.dot(r, tl.trans(c), scores, input_precision="ieee")
     together = _together(sequence, live)
     p = _weights(scores, together, sequence, live, offset, scale, shift, HAS_OFFSET, SOFTMAX)
+    across = tl.trans(p.to(qkv.dtype.element_ty))
     dp = tl.zeros((ROWS, ROWS), tl.float32)
     for start in range(0, HEAD, CHUNK):
         inner = start + tl.arange(0, CHUNK)
         g, v = _load(grad, grad_rows, live, inner, HEAD), _load(qkv + 2 * DIM, rows, live, inner, HEAD)
         dp = tl.dot(g, tl.trans(v), dp, input_precision="ieee")
+        found = tl.dot(across, g, input_precision="ieee").to(dqkv.dtype.element_ty)
+        stored = exists[:, None] & (inner < HEAD)[None, :]
+        tl.store(dqkv + 2 * DIM + rows[:, None] + inner[None, :], found, mask=stored)
     if SOFTMAX:
         ds = p * (dp - tl.sum(tl.where(together, p * dp, 0.0), 1)[:, None])
     else:
         ds = p * (1.0 - p) * dp
     ds = tl.where(together, ds * scale, 0.0).to(qkv.dtype.element_ty)
-    p = p.to(qkv.dtype.element_ty)
     for start in range(0, HEAD, CHUNK):
         inner = start + tl.arange(0, CHUNK)
         stored = exists[:, None] & (inner < HEAD)[None, :]
@@ -265,5 +269,3 @@ def attend_backward(
         tl.store(cells + R_AT, found.to(dqkv.dtype.element_ty), mask=stored)
         found = tl.dot(tl.trans(ds), _load(qkv + R_AT, rows, live, inner, HEAD), input_precision="ieee")
         tl.store(cells + C_AT, found.to(dqkv.dtype.element_ty), mask=stored)
-        found = tl.dot(tl.trans(p), _load(grad, grad_rows, live, inner, HEAD), input_precision="ieee")
-        tl.store(cells + 2 * DIM, found.to(dqkv.dtype.element_ty), mask=stored)
