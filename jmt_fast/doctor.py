@@ -8,6 +8,9 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
+from jmt_fast.data.graph import ops
 from jmt_fast.media.route import nvdec
 from jmt_fast.runtime import Runtime
 
@@ -42,11 +45,7 @@ def examine() -> list[Finding]:
         Finding("processor", f"{os.cpu_count()} cores", _processor()),
         Finding("device", str(runtime.device), reasons["device"] + _driver()),
         _decoder(),
-        Finding(
-            "media graph",
-            "DALI on the GPU" if runtime.device.type == "cuda" else "DALI on the CPU",
-            "follows the device",
-        ),
+        _graph(runtime.device),
         Finding("precision", runtime.precision, reasons["precision"]),
         Finding("compiler", "on" if runtime.compile else "off", reasons["compile"]),
         _kernels(runtime),
@@ -79,6 +78,14 @@ def _decoder() -> Finding:
         return Finding("video decoder", choice, "its driver says so, and a trial decode came out right")
     why = decoder.refuses("h264", 640, 360) or decoder.fails("h264") or "NVDEC decodes neither H.264 nor HEVC"
     return Finding("video decoder", "PyAV (FFmpeg) on the CPU", why)
+
+
+def _graph(device: torch.device) -> Finding:
+    if device.type != "cuda":
+        return Finding("media graph", "DALI on the CPU", "follows the device")
+    if why := ops.refusal(device):
+        return Finding("media graph", "DALI on the CPU, results moved to the GPU", f"DALI cannot use the GPU: {why}")
+    return Finding("media graph", "DALI on the GPU", "follows the device, and a trial of it went well")
 
 
 def _kernels(runtime: Runtime) -> Finding:

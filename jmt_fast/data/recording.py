@@ -16,6 +16,7 @@ from jmt_fast.data.fit import Labels
 from jmt_fast.data.manifest import Recording
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.media import ImageFolder, MediaInfo, SoundReader, probe, select
+from jmt_fast.media.images import Jpeg
 from jmt_fast.media.stills import Stills
 
 Frame = NDArray[np.uint8]
@@ -52,20 +53,27 @@ class OpenRecording:
         return first if self.info.audio is None else min(first, self.info.audio.offset)
 
     def frames(self, indices: Iterable[int], shorter: int | None = None) -> Iterator[tuple[int, Frame | None]]:
-        """Index and picture, uint8 (H, W, 3) RGB, of the frames asked for, in order.
+        """Index and picture, uint8 (H, W, 3) RGB, of the video's frames asked for, in order.
 
-        Out of face crops where the recording has them: one without a JPEG gives None, which stands for black. Else out
-        of the video: frames that cannot be decoded are left out, and the iteration ends where the stream does.
+        Frames that cannot be decoded are left out (of a folder of pictures, None), and the iteration ends where the
+        stream does.
 
         Args:
             indices: sorted.
             shorter: frames of a video whose shorter side is longer are shrunk to it, other pictures are not.
         """
-        if self.recording.crops is not None:
-            return self._crops(self.recording.crops, indices)
         if self.stills is not None:
             return self.stills.frames(indices)
         return ((index, frame) for index, _, frame in select(self.recording.video, indices, self.info, shorter))
+
+    def pictures(self, indices: Iterable[int], shorter: int | None = None) -> Iterator[tuple[int, Frame | Jpeg | None]]:
+        """What a network is to see of these frames: the face crops where the recording has them, else `frames`.
+
+        Crops are left encoded, for the media graph; one without a usable JPEG gives None, which stands for black.
+        """
+        if self.recording.crops is not None:
+            return self._crops(self.recording.crops, indices)
+        return self.frames(indices, shorter)
 
     def sound(self, sample_rate: int = 44_100) -> SoundReader:
         """The video's sound on its clock, silence where there is none; or the recording's own sound file.
@@ -92,7 +100,7 @@ class OpenRecording:
         """`labels` from an annotation that was read before, and the text of the warning or None."""
         return annotation.fit(self.timestamps - self.begin, self.recording.name)
 
-    def _crops(self, folder: Path, indices: Iterable[int]) -> Iterator[tuple[int, Frame | None]]:
+    def _crops(self, folder: Path, indices: Iterable[int]) -> Iterator[tuple[int, Jpeg | None]]:
         images = ImageFolder(folder, self.info.frames)
         surplus = sum(number > self.info.frames for number in crop_numbers(folder)[0])
         if surplus:

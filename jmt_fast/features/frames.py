@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,9 @@ from jmt_fast.threads import ahead
 log = logging.getLogger(__name__)
 CHUNK = 16  # frames decoded ahead: 100 MB at 1920 x 1080
 BLACK = np.zeros((16, 16, 3), np.uint8)
-Chunk = list[tuple[int, np.ndarray | None]]
-Prepared = tuple[list[int], list[int], torch.Tensor]  # frame indices, those of them that are black, (n, 3, crop, crop)
+Chunk = list[tuple[int, Any]]  # frame indices, and arrays (H, W, 3), Jpegs or None for what is missing
+# n frame indices, those of them that are black, and the frames, each (3, crop, crop)
+Prepared = tuple[list[int], list[int], Iterable[torch.Tensor]]
 
 
 class FrameSource:
@@ -99,27 +102,41 @@ class FrameSource:
             yield from self._fed()
 
     def _fed(self) -> Generator[Prepared]:
-        """Decoded by PyAV, or read from face crops, and fed to the graph."""
+        """Decoded by PyAV, or face crops that are still encoded, and fed to the graph."""
         wanted = self._wanted[self._next :]
         position = 0
         shorter = self._graph.shorter if self._cropper is None else None  # faces are cut out of whole frames
-        for chunk in ahead(_chunks(self._recording.frames(wanted, shorter))):
+        for chunk in ahead(_chunks(self._recording.pictures(wanted, shorter))):
             filled: Chunk = []
             for index, frame in chunk:
                 lost = position + int(np.searchsorted(wanted[position:], index))
                 filled += [(int(each), None) for each in wanted[position:lost]]
                 filled.append((index, frame))
                 position = lost + 1
-            yield [index for index, _ in filled], [index for index, frame in filled if frame is None], self._cut(filled)
+            yield self._prepared(filled)
 
-    def _cut(self, frames: Chunk) -> torch.Tensor:
-        if self._cropper is not None:
-            return self._cropper(frames)
+    def _prepared(self, frames: Chunk) -> Prepared:
+        cut: Iterable[torch.Tensor]
         try:
-            [tensors] = self._graph.frames([[BLACK if frame is None else frame for _, frame in frames]])
+            try:
+                cut = self._cut(frames)
+            except DataError:
+                frames = self._graph.decodable(frames)
+                cut = self._cut(frames)
         except DataError as error:  # frames too large for this machine: this file's fault, not the collection's
             raise MediaError(f"{self._recording.recording.video}: {error}") from error
-        return tensors
+        return [index for index, _ in frames], [index for index, frame in frames if frame is None], cut
+
+    def _cut(self, frames: Chunk) -> Iterable[torch.Tensor]:
+        if self._cropper is not None:
+            return self._cropper(frames)
+        [tensors] = self._graph.frames([[frame for _, frame in frames if frame is not None]])
+        shown = iter(tensors)
+        return [self._black if frame is None else next(shown) for _, frame in frames]
+
+    @cached_property
+    def _black(self) -> torch.Tensor:
+        return self._graph.frames([[BLACK]])[0][0]
 
 
 def choose_decoder(recording: OpenRecording, graph: ClipGraph, cropper: Cropper | None) -> Route:
@@ -134,16 +151,19 @@ def choose_decoder(recording: OpenRecording, graph: ClipGraph, cropper: Cropper 
 
 def _decoder(recording: OpenRecording, graph: ClipGraph, cropper: Cropper | None) -> Route:
     if recording.recording.crops is not None:
-        return Route(False, "prepared face crops, JPEGs decoded on the CPU")
+        place = "GPU" if graph.runs_on.type == "cuda" else "CPU"
+        return Route(False, f"prepared face crops, JPEGs decoded by DALI on the {place}")
     if recording.stills is not None:
         return Route(False, "pictures, decoded on the CPU")
     if graph.device.type != "cuda":
         return Route(False, "PyAV on the CPU: no GPU is used")
+    if graph.runs_on.type != "cuda":
+        return Route(False, "PyAV on the CPU: DALI cannot use the GPU")
     if cropper is not None:
         return Route(False, "PyAV on the CPU: crops are cut out of whole frames")
     return Route(*can_decode(recording.info, graph.device))
 
 
-def _chunks(frames: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[Chunk]:
+def _chunks(frames: Iterator[tuple[int, Any]]) -> Iterator[Chunk]:
     while chunk := list(islice(frames, CHUNK)):
         yield chunk

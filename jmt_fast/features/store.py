@@ -22,6 +22,7 @@ from jmt_fast.data.windows import chains
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import WEIGHTS
 from jmt_fast.media import COLOUR_RULE
+from jmt_fast.media.images import RULE as JPEG_RULE
 from jmt_fast.models import Backbones
 
 SUFFIX = ".safetensors"
@@ -95,7 +96,8 @@ class StoreKey(Config):
 
 
 def fingerprint(recording: Recording) -> str:
-    """Size and modification time of the files that a video's features come from, a folder's rate, and the person.
+    """Size and modification time of the files that a video's features come from, a folder's rate, how its JPEGs are
+    decoded, and the person.
 
     Raises MediaError for a file that is not there.
     """
@@ -110,6 +112,8 @@ def fingerprint(recording: Recording) -> str:
             except OSError as error:
                 raise MediaError(f"{path}: {error.strerror}; it may have been moved or deleted") from None
             facts.append(f"{kind} {stat.st_size}:{stat.st_mtime_ns}")
+            if kind == "crops":
+                facts.append(JPEG_RULE)
     return ", ".join(facts)
 
 

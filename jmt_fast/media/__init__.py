@@ -1,7 +1,7 @@
 """Files in, frames and samples out, each with its exact time."""
 
 from jmt_fast.media.colour import RULE as COLOUR_RULE
-from jmt_fast.media.images import ImageFolder, images
+from jmt_fast.media.images import ImageFolder
 from jmt_fast.media.probe import AudioInfo, MediaInfo, probe
 from jmt_fast.media.sound import SoundReader, audio
 from jmt_fast.media.video import frames, select
@@ -14,7 +14,6 @@ __all__ = [
     "SoundReader",
     "audio",
     "frames",
-    "images",
     "probe",
     "select",
 ]

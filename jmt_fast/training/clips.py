@@ -18,11 +18,13 @@ from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_labels, cl
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import Cropper, Person, detector, find_people, looked_at, meant
+from jmt_fast.media.images import Jpeg
 from jmt_fast.runtime import Runtime
 from jmt_fast.threads import ahead
 from jmt_fast.training.distributed import of_all, own
 
 CHUNK = 32  # decoded frames held at once: 200 MB at 1920 x 1080
+Chunk = list[tuple[int, np.ndarray | Jpeg | None]]
 Pictures = Iterator[tuple[list[int], np.ndarray | None]]  # indices of n frames, and the frames, uint8 (n, h, w, 3)
 Progress = Callable[[int, int, str], None]
 
@@ -66,14 +68,16 @@ class Clips(ABC):
         side = self.graph.frame_config.crop
         middle = np.full(len(clips), 0.5)
         x, y = middle if crop_x is None else crop_x, middle if crop_y is None else crop_y
-        pictures = np.empty((len(clips), CLIP_FRAMES, side, side, 3), np.uint8)
+        pinned = self.graph.device.type == "cuda"  # or the copy to the device would wait for the step before
+        found = torch.empty(len(clips), CLIP_FRAMES, side, side, 3, dtype=torch.uint8, pin_memory=pinned)
+        pictures = found.numpy()
         for number, clip in enumerate(clips):
             across = slice(None, None, -1 if mirror is not None and mirror[number] else 1)
             for position, frame in enumerate(self.frames(clip)):
                 height, width, _ = frame.shape
                 top, left = int(y[number] * (height - side) + 0.5), int(x[number] * (width - side) + 0.5)
                 pictures[number, position] = frame[top : top + side, left : left + side][:, across]
-        return torch.from_numpy(pictures)
+        return found
 
     def black(self) -> np.ndarray:
         return np.zeros((self.graph.frame_config.resize, self.graph.frame_config.resize, 3), np.uint8)
@@ -149,17 +153,24 @@ class ClipReader(Clips):
         `indices` sorted. None stands for frames without a picture; what the stream does not have is left out.
         """
         cropper = self._croppers[number]
-        frames = self.opened[number].frames(indices, self.graph.shorter if cropper is None else None)
+        frames = self.opened[number].pictures(indices, self.graph.shorter if cropper is None else None)
         while chunk := list(islice(frames, CHUNK)):
-            for shape, run in groupby(chunk, lambda frame: None if frame[1] is None else frame[1].shape):
-                places, shown = zip(*run, strict=True)
-                if shape is None:
-                    yield list(places), None
-                elif cropper is None:
-                    yield list(places), self.graph.resized([shown])[0].cpu().numpy()
-                else:
-                    cut = cropper.cut(list(zip(places, shown, strict=True)))
-                    yield list(places), cut.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            try:
+                runs = list(self._resized(chunk, cropper))
+            except DataError:
+                runs = list(self._resized(self.graph.decodable(chunk), cropper))
+            yield from runs
+
+    def _resized(self, chunk: Chunk, cropper: Cropper | None) -> Pictures:
+        for shape, run in groupby(chunk, lambda frame: None if frame[1] is None else frame[1].shape):
+            places, shown = zip(*run, strict=True)
+            if shape is None:
+                yield list(places), None
+            elif cropper is None:
+                yield list(places), self.graph.resized([shown])[0].cpu().numpy()
+            else:
+                cut = cropper.cut(list(zip(places, shown, strict=True)))
+                yield list(places), cut.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     @property
     def size(self) -> int:

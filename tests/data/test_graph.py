@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from jmt_fast.config import FrameConfig, SpectrogramConfig
-from jmt_fast.data.graph import ClipGraph
+from jmt_fast.data.graph import ClipGraph, ops
 from jmt_fast.errors import DataError
 
 FRAMES = FrameConfig()
@@ -324,9 +325,11 @@ def test_a_failed_run_leaves_a_usable_graph(small, rng):
 def test_an_interrupted_call_leaves_no_frames_to_the_next(small, rng):
     """A signal at many moments of a call; in the next one the frames must be its own."""
     first, second = (rng.integers(0, 256, (24, 240, 320, 3), dtype=np.uint8) for _ in range(2))
-    start = time.perf_counter()
-    [expected] = small.frames([second])
-    lasts = time.perf_counter() - start
+    lasts = np.inf
+    for _ in range(5):  # a call that the machine held up would put most signals behind the others' ends
+        start = time.perf_counter()
+        [expected] = small.frames([second])
+        lasts = min(lasts, time.perf_counter() - start)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     interrupted = 0
     try:
@@ -343,3 +346,37 @@ def test_an_interrupted_call_leaves_no_frames_to_the_next(small, rng):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert interrupted > 5
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="needs a device that DALI cannot use: here, a GPU that is not there"
+)
+def test_a_gpu_that_dali_cannot_use_gets_results_from_the_cpu(small, rng, monkeypatch, caplog):
+    moved = []
+    with caplog.at_level("DEBUG", "jmt_fast"):
+        graph = ClipGraph(SMALL, SOUND, "cuda:0")
+    assert (graph.device, graph.runs_on, graph.shorter) == (torch.device("cuda:0"), torch.device("cpu"), SMALL.resize)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("the media graph runs on the CPU, as DALI cannot use cuda:0: ")
+    video, windows = pictures(rng, 3, 50, 60), rng.standard_normal((2, SOUND.samples), dtype=np.float32)
+    want = [small.frames([video])[0], small.resized([video])[0], small.spectrograms(windows)]
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: moved.append(device) or tensor)
+    got = [graph.frames([video])[0], graph.resized([video])[0], graph.spectrograms(windows)]
+    assert moved == [graph.device] * 3
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_device_is_tried_once(monkeypatch):
+    tried = []
+
+    def fails(*arguments: object) -> None:
+        tried.append(arguments)
+        raise RuntimeError("encountered:\n\nCUDA driver version is insufficient\n")
+
+    monkeypatch.setattr(ops, "build", fails)
+    monkeypatch.setattr(ops, "on", lambda device: nullcontext())
+    graphs = [ClipGraph(SMALL, SOUND, "cuda:7") for _ in range(3)]
+    assert [graph.runs_on.type for graph in graphs] == ["cpu"] * 3
+    assert len(tried) == 1
+    assert ops.refusal(torch.device("cuda:7")) == "CUDA driver version is insufficient"
+    assert ClipGraph(SMALL, SOUND).runs_on.type == "cpu" and len(tried) == 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jmt_fast.data import OpenRecording, Recording, affwild2, clip_frames, clip_times
 from jmt_fast.errors import DataError, MediaError
+from jmt_fast.media.images import Jpeg
 
 Make = Callable[..., Path]
 TIMES = [0.5, 0.53, 0.6, 0.7, 0.71, 1.0, 1.5]
@@ -52,21 +55,25 @@ def test_crops_replace_the_frames_and_missing_ones_are_none(video: Path, tmp_pat
     (crops / "00004.jpg").write_bytes(b"no picture")
     opened = OpenRecording(Recording("v", video, crops=crops))
     assert len(opened.timestamps) == len(TIMES)
-    found = dict(opened.frames(range(7)))
-    assert [index for index, frame in found.items() if frame is None] == [2, 3, 5, 6]
+    found = dict(opened.pictures(range(7)))
+    assert [index for index, crop in found.items() if crop is None] == [2, 3, 5, 6]
     for index, level in ((0, 10), (1, 60), (4, 200)):
-        frame = found[index]
-        assert frame is not None
-        assert frame.shape == (112, 112, 3)
-        np.testing.assert_allclose(frame, level, atol=2)
+        crop = found[index]
+        assert isinstance(crop, Jpeg)
+        assert crop.shape == (112, 112, 3)
+        np.testing.assert_allclose(np.asarray(Image.open(io.BytesIO(crop.data.tobytes()))), level, atol=2)
+    plain = OpenRecording(Recording("v", video))
+    for (index, frame), (other, picture) in zip(plain.frames(range(7)), plain.pictures(range(7)), strict=True):
+        assert index == other
+        np.testing.assert_array_equal(frame, picture)
 
 
 def test_crops_behind_the_last_frame_give_a_warning(video: Path, tmp_path: Path, make_crops: Make) -> None:
     crops = make_crops(tmp_path / "crops", {0: 10, 7: 20, 9: 30})
     opened = OpenRecording(Recording("v", video, crops=crops))
     with pytest.warns(UserWarning, match="v: 2 face crops lie behind the last of 7 frames"):
-        frames = opened.frames([0, 6])
-    assert [frame is None for _, frame in frames] == [False, True]
+        crops = opened.pictures([0, 6])
+    assert [crop is None for _, crop in crops] == [False, True]
 
 
 @pytest.mark.parametrize("rows", [7, 5, 9])
@@ -121,7 +128,7 @@ def test_an_affwild2_folder_opens(tmp_path: Path, make_video: Make, make_crops: 
     make_crops(tmp_path / "cropped_aligned" / "duo_left", {2: 99})
     (recording,) = affwild2(tmp_path)
     opened = OpenRecording(recording)
-    assert [index for index, frame in opened.frames(range(7)) if frame is not None] == [2]
+    assert [index for index, crop in opened.pictures(range(7)) if crop is not None] == [2]
     np.testing.assert_allclose(opened.labels()[:, 0], np.arange(7) / 10, atol=1e-6)
 
 

@@ -9,16 +9,19 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jmt_fast.config import FrameConfig
 from jmt_fast.data import OpenRecording, Recording, clip_frames, clip_times
 from jmt_fast.data.graph import ClipGraph
 from jmt_fast.features import Extractor
-from jmt_fast.features.frames import CHUNK, FrameSource
+from jmt_fast.features.frames import CHUNK, FrameSource, choose_decoder
+from jmt_fast.media.route import Route
 from jmt_fast.models import load_backbones
 from jmt_fast.runtime import Runtime
 
@@ -32,7 +35,7 @@ class Frames:
         self.lost, self.without_face, self.end = lost or set(), crops or set(), end
         self.given: list[int] = []
 
-    def frames(self, indices: np.ndarray, shorter: int | None = None) -> Iterator[tuple[int, np.ndarray | None]]:
+    def pictures(self, indices: np.ndarray, shorter: int | None = None) -> Iterator[tuple[int, np.ndarray | None]]:
         for index in indices.tolist():
             if index >= self.end:
                 return
@@ -142,6 +145,47 @@ def test_a_stream_without_any_frame(graph: ClipGraph) -> None:
     source = FrameSource(Frames(end=0), np.arange(8), graph)
     assert not len(source.clips(np.arange(8)[None]))
     assert source.ended == 0
+
+
+def test_a_bad_crop_among_good_ones_is_black_and_fails_no_other(
+    film: Callable[..., Path], kit: SimpleNamespace, graph: ClipGraph, tmp_path: Path
+) -> None:
+    """One that decoders refuse, one cut short, one empty, one missing, in chunks of good ones."""
+    good, want = set(range(41)) - {17, 23, 24, 30}, {}
+    for index in range(41):
+        file = tmp_path / f"{index + 1:05d}.jpg"
+        Image.fromarray(kit.numbered(index, 112, 112)).save(file)
+        want[index] = graph.frames([np.asarray(Image.open(file))[None]])[0][0]
+    for index, change in {
+        17: lambda data: data.replace(b"\xff\xdb", b"\xff\xfe"),  # no tables
+        23: lambda data: data[: len(data) // 2],
+        24: lambda data: b"",
+    }.items():
+        file = tmp_path / f"{index + 1:05d}.jpg"
+        file.write_bytes(change(file.read_bytes()))
+    (tmp_path / "00031.jpg").unlink()
+    recording = OpenRecording(Recording("film", film(times=kit.steps(41)), crops=tmp_path))
+    source = FrameSource(recording, np.arange(41), graph)
+    frames = {index: source.clips(np.array([[index] * 8])).stacked()[0, :, 0] for index in range(41)}
+    black = graph.frames([np.zeros((1, 9, 9, 3), np.uint8)])[0][0]
+    for index, frame in frames.items():
+        assert torch.allclose(frame, want[index] if index in good else black, atol=1.001 / 255 / min(CONFIG.std))
+    assert source.missing == [17, 23, 24, 30]
+    assert source.ended is None
+
+
+@pytest.mark.parametrize(
+    ("crops", "device", "runs_on", "reason"),
+    [
+        (Path("crops"), "cuda", "cuda", "prepared face crops, JPEGs decoded by DALI on the GPU"),
+        (Path("crops"), "cpu", "cpu", "prepared face crops, JPEGs decoded by DALI on the CPU"),
+        (None, "cuda", "cpu", "PyAV on the CPU: DALI cannot use the GPU"),
+    ],
+)
+def test_who_decodes(crops: Path | None, device: str, runs_on: str, reason: str) -> None:
+    recording = SimpleNamespace(recording=Recording("v", Path("v.mp4"), crops=crops), stills=None)
+    graph = SimpleNamespace(device=torch.device(device), runs_on=torch.device(runs_on))
+    assert choose_decoder(recording, graph, None) == Route(False, reason)
 
 
 def test_debug_says_who_decodes_and_why(film: Callable[..., Path], small_checkpoint: Path, tmp_path: Path) -> None:

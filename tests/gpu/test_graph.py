@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jmt_fast.config import FrameConfig, SpectrogramConfig
 from jmt_fast.data.graph import ClipGraph, can_decode
-from jmt_fast.errors import MediaError
+from jmt_fast.errors import DataError, MediaError
 from jmt_fast.media import MediaInfo, probe, select
+from jmt_fast.media.images import Jpeg
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: compares CPU and GPU graphs"
@@ -52,6 +55,27 @@ def test_frames_differ_by_rounding_only(cpu, gpu, rng):
         assert levels(a, b).mean() <= 0.02
     for a, b in zip(cpu.resized(sequences[:3]), gpu.resized(sequences[:3]), strict=True):
         assert b.is_cuda and (a.int() - b.cpu().int()).abs().max() <= 1
+
+
+def test_jpegs_agree_and_a_bad_one_is_found(cpu, gpu, rng):
+    """Two decoders, libjpeg-turbo and nvJPEG, which both interpolate colour."""
+    rows, columns = np.mgrid[0:112, 0:112]
+    jpegs = []
+    for number, subsampling in enumerate((0, 2, 2)):
+        waves = [np.sin(rows / 9 + number), np.cos(columns / 11 - number), np.sin((rows + columns) / 14)]
+        data = io.BytesIO()
+        Image.fromarray((127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)).save(
+            data, "JPEG", quality=95, subsampling=subsampling
+        )
+        jpegs.append(Jpeg.of(data.getvalue()))
+    [expected], [found] = cpu.frames([jpegs]), gpu.frames([jpegs])
+    assert found.is_cuda and levels(expected, found).max() <= 3.01 and levels(expected, found).mean() <= 1
+    [expected], [found] = cpu.resized([jpegs]), gpu.resized([jpegs])
+    assert found.is_cuda and (expected.int() - found.cpu().int()).abs().max() <= 3
+    broken = Jpeg(np.frombuffer(b"\xff\xd8" + bytes(200) + b"\xff\xd9", np.uint8), (112, 112, 3))
+    with pytest.raises(DataError):
+        gpu.frames([[jpegs[0], broken]])
+    assert [frame is None for _, frame in gpu.decodable(enumerate([*jpegs, broken]))] == [False] * 3 + [True]
 
 
 def test_spectrograms_agree(cpu, gpu, rng):

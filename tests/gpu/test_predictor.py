@@ -48,9 +48,7 @@ def test_faces_are_the_same(talk: Path, small_checkpoint: Path) -> None:
     assert np.abs(found[0].values - found[1].values).max() <= APART
 
 
-def test_nvdec_gives_the_same_trace(
-    talk: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nvdec_gives_the_same_trace(talk: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jmt_fast.data.graph import can_decode
     from jmt_fast.features import frames
     from jmt_fast.media import probe

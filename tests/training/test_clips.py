@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jmt_fast.config import FrameConfig
 from jmt_fast.data import Recording
@@ -69,6 +71,28 @@ def test_a_seek_shows_what_the_cache_holds(reader: ClipReader, tmp_path: Path) -
     assert torch.equal(reader.inputs(order), cache.inputs(order))
     assert reader.inputs(order).float().std() > 50  # not black
     assert abs((tmp_path / "cache").stat().st_size / reader.size - 1) < 0.05
+
+
+def test_clips_of_face_crops(recordings: list[Recording], graph: ClipGraph, tmp_path: Path) -> None:
+    """By seeks and from the cache as Pillow decodes them, to a level; of two sizes, some missing, one not readable."""
+    crops, rng = tmp_path / "crops", np.random.default_rng(0)
+    crops.mkdir()
+    shown: dict[int, np.ndarray] = {}
+    for index in set(range(120)) - {4, 40, 41}:
+        file, size = crops / f"{index + 1:05d}.jpg", (112, 112) if index % 7 else (60, 80)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(file)
+        shown[index] = graph.resized([np.asarray(Image.open(file))[None]])[0][0].numpy()
+    bad = crops / "00017.jpg"
+    bad.write_bytes(bad.read_bytes().replace(b"\xff\xdb", b"\xff\xfe"))  # no tables
+    del shown[16]
+    reader = ClipReader([replace(recordings[1], crops=crops)], graph, stride=8)
+    cache = ClipCache(tmp_path / "cache", reader)
+    assert len(cache) == len(reader) > 10
+    assert {4, 16, 40, 56} <= set(reader.rows.ravel().tolist())
+    for clip, row in enumerate(reader.rows):
+        for index, frame, again in zip(row.tolist(), reader.frames(clip), cache.frames(clip), strict=True):
+            np.testing.assert_array_equal(frame, again)
+            np.testing.assert_allclose(frame.astype(int), shown.get(index, reader.black()), atol=1)
 
 
 def test_a_draw_depends_on_seed_epoch_and_step_alone(reader: ClipReader) -> None:

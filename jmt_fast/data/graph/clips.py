@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +17,27 @@ from nvidia.dali.types import DALIDataType
 from jmt_fast.config import FrameConfig, SpectrogramConfig
 from jmt_fast.data.graph import ops
 from jmt_fast.data.graph.decode import decoded
+from jmt_fast.data.graph.inputs import (
+    BATCH,
+    Frame,
+    FrameSequence,
+    checked,
+    data_of,
+    part_of,
+    parts_of,
+    per_sequence,
+    sound_jpeg,
+)
 from jmt_fast.errors import DataError
 from jmt_fast.media.colour import resized_size
 from jmt_fast.media.dali import reason
+from jmt_fast.media.images import Jpeg
 
 if TYPE_CHECKING:
     from jmt_fast.media import MediaInfo
 
-BATCH = 256  # samples a run: a call with fewer needs no copy
-BATCH_BYTES = 2**30  # of input a run, which bounds the memory of calls with large frames
+log = logging.getLogger(__name__)
 MAX_RESIZED = 2**16  # pixels of the longer side after `resized`: an extreme shape would take all memory
-
-FrameSequence = np.ndarray | Sequence[np.ndarray]
 
 
 class ClipGraph:
@@ -36,7 +47,8 @@ class ClipGraph:
     first use and reused; results stay valid for as long as they are held (on a CPU they are the graph's own memory, not
     copied). Calls from several threads are safe; calls of the same method take turns. Not usable across a fork.
 
-    `threads`: DALI's worker threads, all usable cores by default.
+    `threads`: DALI's worker threads, all usable cores by default. `runs_on` is the device, or the CPU where DALI cannot
+    use that one; results are then moved there.
     """
 
     def __init__(
@@ -50,12 +62,18 @@ class ClipGraph:
         self.sound_config = sound or SpectrogramConfig()
         self.device = torch.device(device)
         self.threads = threads or len(os.sched_getaffinity(0))
+        why = ops.refusal(self.device)
+        if why:
+            log.debug("the media graph runs on the CPU, as DALI cannot use %s: %s", self.device, why)
+        self.runs_on = torch.device("cpu") if why else self.device
         # What frames are best shrunk to before they come here: a CPU has done most of it once it has decoded them.
-        self.shorter = self.frame_config.resize if self.device.type == "cpu" else None
-        self._frames = _Stage(self._define_frames, self.device, self.threads)
-        self._normalised = _Stage(self._define_normalised, self.device, self.threads)
-        self._resized = _Stage(self._define_resized, self.device, self.threads)
-        self._spectrograms = _Stage(self._define_spectrograms, self.device, self.threads)
+        self.shorter = self.frame_config.resize if self.runs_on.type == "cpu" else None
+        self._frames = self._stage(self._define_frames, self._host_frames)
+        self._jpeg_frames = self._stage(self._define_frames, self._jpegs)
+        self._normalised = self._stage(self._define_normalised)
+        self._resized = self._stage(self._define_resized, self._host_frames)
+        self._jpeg_resized = self._stage(self._define_resized, self._jpegs)
+        self._spectrograms = self._stage(self._define_spectrograms)
 
     def frames(
         self,
@@ -66,31 +84,35 @@ class ClipGraph:
     ) -> list[torch.Tensor]:
         """Resize, crop, flip, normalise: each sequence (F, H, W, 3) uint8 -> (F, 3, crop, crop) float32.
 
-        A sequence is one array, or a list of (H, W, 3) arrays, which saves stacking decoded frames. Sizes and lengths
-        may differ between sequences, and sizes between the frames of a list. `crop_x`, `crop_y` in [0, 1] (0.5, the
-        centre, by default) and `mirror` (False by default) hold one value per sequence, the same for all its frames.
+        A sequence is one array, or a list of (H, W, 3) arrays, which saves stacking decoded frames, or of Jpegs, which
+        are decoded here. Sizes and lengths may differ between sequences, and sizes between the frames of a list.
+        `crop_x`, `crop_y` in [0, 1] (0.5, the centre, by default) and `mirror` (False by default) hold one value per
+        sequence, the same for all its frames.
 
-        Raises ValueError for wrong shapes, dtypes or ranges, DataError where the graph fails (out of memory).
+        Raises ValueError for wrong shapes, dtypes or ranges, DataError where the graph fails: out of memory, or a Jpeg
+        cannot be decoded (see `decodable`).
         """
         config = self.frame_config
         count = len(sequences)
-        flat = [frame for sequence in sequences for frame in _checked(sequence)]
+        flat = [frame for sequence in sequences for frame in checked(sequence)]
         lengths = [len(sequence) for sequence in sequences]
-        xs = np.repeat(_per_sequence("crop_x", crop_x, count, 0.5), lengths)
-        ys = np.repeat(_per_sequence("crop_y", crop_y, count, 0.5), lengths)
-        flips = np.repeat(_per_sequence("mirror", mirror, count, 0.0), lengths).astype(np.int32)
+        xs = np.repeat(per_sequence("crop_x", crop_x, count, 0.5), lengths)
+        ys = np.repeat(per_sequence("crop_y", crop_y, count, 0.5), lengths)
+        flips = np.repeat(per_sequence("mirror", mirror, count, 0.0), lengths).astype(np.int32)
         regions = [
             ops.crop_region((frame.shape[0], frame.shape[1]), config.resize, config.crop, x, y)
             for frame, x, y in zip(flat, xs, ys, strict=True)
         ]
-        if all(min(frame.shape[:2]) == config.resize for frame in flat):  # whole pixels: nothing to resample
-            flat = [_part(frame, *region) for frame, region in zip(flat, regions, strict=True)]
-            parts = [self._normalised(frames=flat[part], mirror=flips[part]) for part in _parts(flat)]
+        data, encoded = data_of(flat)
+        if not encoded and all(min(frame.shape[:2]) == config.resize for frame in flat):  # nothing to resample
+            data = [part_of(frame, *region) for frame, region in zip(data, regions, strict=True)]
+            parts = [self._normalised(frames=data[part], mirror=flips[part]) for part in parts_of(data)]
         else:
+            stage = self._jpeg_frames if encoded else self._frames
             starts, ends = (np.array([region[k] for region in regions], dtype=np.float32) for k in (0, 1))
             parts = [
-                self._frames(frames=flat[part], start=starts[part], end=ends[part], mirror=flips[part])
-                for part in _parts(flat)
+                stage(frames=data[part], start=starts[part], end=ends[part], mirror=flips[part])
+                for part in parts_of(flat)
             ]
         return list(self._joined(parts, (3, config.crop, config.crop), torch.float32).split(lengths))
 
@@ -100,9 +122,26 @@ class ClipGraph:
         `frames` of the result equals `frames` of the source up to one grey level (rounding), so that it can be cached.
         Raises as `frames` does; the frames of one sequence must have one size here.
         """
-        return [self._resized_one(_checked(sequence)) for sequence in sequences]
+        return [self._resized_one(checked(sequence)) for sequence in sequences]
 
-    def _resized_one(self, frames: list[np.ndarray]) -> torch.Tensor:
+    def decodable(self, numbered: Iterable[tuple[int, Frame | None]]) -> list[tuple[int, Frame | None]]:
+        """The same with None for each Jpeg that does not decode, found one by one: one of them fails a whole call.
+
+        Raises DataError where the graph does not decode a sound one either.
+        """
+        kept = [(index, frame if self._decodes(frame) else None) for index, frame in numbered]
+        self.frames([[sound_jpeg()]])
+        return kept
+
+    def _decodes(self, frame: Frame | None) -> bool:
+        if isinstance(frame, Jpeg):
+            try:
+                self.frames([[frame]])
+            except DataError:
+                return False
+        return True
+
+    def _resized_one(self, frames: list[Frame]) -> torch.Tensor:
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("sequences: the frames of one sequence have different sizes")
         if not frames:
@@ -112,13 +151,14 @@ class ClipGraph:
         if max(size) > MAX_RESIZED:
             shown = f"{source[1]}x{source[0]} resized to {size[1]}x{size[0]}"
             raise DataError(f"frames of {shown} pixels: longer than {MAX_RESIZED}; crop the video first")
-        if size == source:
-            return torch.from_numpy(np.stack(frames)).to(self.device)
+        data, encoded = data_of(frames)
+        if size == source and not encoded:
+            return torch.from_numpy(np.stack(data)).to(self.device)
+        stage = self._jpeg_resized if encoded else self._resized
         ends, sizes = (np.tile(np.array(pair, dtype=np.float32), (len(frames), 1)) for pair in (source, size))
         starts = np.zeros_like(ends)
         parts = [
-            self._resized(frames=frames[part], size=sizes[part], start=starts[part], end=ends[part])
-            for part in _parts(frames)
+            stage(frames=data[part], size=sizes[part], start=starts[part], end=ends[part]) for part in parts_of(frames)
         ]
         return self._joined(parts, (*size, 3), torch.uint8)
 
@@ -131,7 +171,7 @@ class ClipGraph:
         if windows.ndim != 2 or windows.shape[1] != config.samples or windows.dtype != np.float32:
             raise ValueError(f"windows: need float32 (B, {config.samples}), got {windows.dtype} {windows.shape}")
         rows = list(np.ascontiguousarray(windows))
-        parts = [self._spectrograms(samples=rows[part]) for part in _parts(rows)]
+        parts = [self._spectrograms(samples=rows[part]) for part in parts_of(rows)]
         return self._joined(parts, (config.mels, config.columns), torch.float32).unsqueeze(1)
 
     def decoded(self, info: MediaInfo, block: int = 32) -> Iterator[tuple[int, torch.Tensor]]:
@@ -145,42 +185,53 @@ class ClipGraph:
         Raises MediaError where `can_decode` says no, where the file holds other frames than the probe found, and where
         the stream breaks; blocks yielded before that are good.
         """
-        return decoded(info, self.frame_config, self.device, self.threads, block)
+        blocks = decoded(info, self.frame_config, self.runs_on, self.threads, block)
+        return ((first, frames.to(self.device)) for first, frames in blocks)
 
     def _joined(self, parts: list[torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts) if parts else torch.empty(0, *shape, dtype=dtype, device=self.device)
 
-    def _host_frames(self) -> Any:
+    def _stage(self, define: Callable[..., Any], *arguments: Any) -> _Stage:
+        return _Stage(partial(define, *arguments), self.runs_on, self.device, self.threads)
+
+    def _fed(self, name: str, dtype: DALIDataType, ndim: int, layout: str | None = None) -> Any:
         # On a CPU the graph reads the caller's memory. For a GPU it goes through DALI's pinned memory, so that the
         # caller's is free again on return while the transfer may still run.
-        frames = ops.fed("frames", DALIDataType.UINT8, 3, "HWC", copy=self.device.type == "cuda")
-        return frames.gpu() if self.device.type == "cuda" else frames
+        return ops.fed(name, dtype, ndim, layout, copy=self.runs_on.type == "cuda")
 
-    def _define_frames(self) -> Any:
+    def _host_frames(self) -> Any:
+        return self._moved(self._fed("frames", DALIDataType.UINT8, 3, "HWC"))
+
+    def _jpegs(self) -> Any:
+        return ops.jpeg(self._fed("frames", DALIDataType.UINT8, 1), self.runs_on)
+
+    def _moved(self, data: Any) -> Any:
+        return data.gpu() if self.runs_on.type == "cuda" else data
+
+    def _define_frames(self, pictures: Callable[[], Any]) -> Any:
         start, end = (ops.fed(name, DALIDataType.FLOAT, 1) for name in ("start", "end"))
         crop = [self.frame_config.crop] * 2
-        pixels = ops.resize(self._host_frames(), crop, start, end)
+        pixels = ops.resize(pictures(), crop, start, end)
         return ops.normalise(pixels, self.frame_config, ops.fed("mirror", DALIDataType.INT32, 0))
 
     def _define_normalised(self) -> Any:
         return ops.normalise(self._host_frames(), self.frame_config, ops.fed("mirror", DALIDataType.INT32, 0))
 
-    def _define_resized(self) -> Any:
+    def _define_resized(self, pictures: Callable[[], Any]) -> Any:
         size, start, end = (ops.fed(name, DALIDataType.FLOAT, 1) for name in ("size", "start", "end"))
-        return ops.resize(self._host_frames(), size, start, end)
+        return ops.resize(pictures(), size, start, end)
 
     def _define_spectrograms(self) -> Any:
-        samples = ops.fed("samples", DALIDataType.FLOAT, 1, copy=self.device.type == "cuda")
-        return ops.log_mel(samples.gpu() if self.device.type == "cuda" else samples, self.sound_config)
+        return ops.log_mel(self._moved(self._fed("samples", DALIDataType.FLOAT, 1)), self.sound_config)
 
 
 class _Stage:
-    """A pipeline that is built when first called: named batches of host arrays -> one tensor on the device."""
+    """A pipeline that is built when first called: named batches of host arrays -> one tensor on `target`."""
 
-    def __init__(self, define: Callable[[], Any], device: torch.device, threads: int) -> None:
-        self._define, self._device, self._threads = define, device, threads
+    def __init__(self, define: Callable[[], Any], device: torch.device, target: torch.device, threads: int) -> None:
+        self._define, self._device, self._target, self._threads = define, device, target, threads
         self._pipeline: Pipeline | None = None
         self._lock = threading.Lock()
 
@@ -191,7 +242,7 @@ class _Stage:
                     self._pipeline = ops.build(self._define, self._device, self._threads, BATCH)
                 for name, batch in inputs.items():
                     self._pipeline.feed_input(name, batch)
-                return to_torch(self._pipeline, self._device)
+                return to_torch(self._pipeline, self._device).to(self._target)
             except BaseException as error:
                 # A failed pipeline does not recover, and one interrupted by Ctrl-C would hand out this call's output
                 # to the next.
@@ -207,39 +258,3 @@ def to_torch(pipeline: Pipeline, device: torch.device) -> torch.Tensor:
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (output,) = pipeline.run(stream)
     return ops.taken(output, device)
-
-
-def _checked(sequence: FrameSequence) -> list[np.ndarray]:
-    """The frames of a sequence, each (H, W, 3) uint8 and contiguous."""
-    for frame in sequence[:1] if isinstance(sequence, np.ndarray) else sequence:
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
-            raise ValueError(f"sequences: need uint8 arrays, got {getattr(frame, 'dtype', type(frame).__name__)}")
-        if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            raise ValueError(f"sequences: need frames of shape (H, W, 3), got {frame.shape}")
-    return [np.ascontiguousarray(frame) for frame in sequence]
-
-
-def _part(frame: np.ndarray, start: list[float], end: list[float]) -> np.ndarray:
-    rows, columns = (slice(int(first), int(last)) for first, last in zip(start, end, strict=True))
-    return np.ascontiguousarray(frame[rows, columns])
-
-
-def _per_sequence(name: str, values: Sequence[Any] | np.ndarray | None, count: int, default: float) -> np.ndarray:
-    array = np.full(count, default) if values is None else np.asarray(values, dtype=np.float64)
-    if array.shape != (count,):
-        raise ValueError(f"{name}: need one value per sequence, {count}, got shape {array.shape}")
-    if not ((array >= 0) & (array <= 1)).all():
-        raise ValueError(f"{name}: need values in [0, 1]")
-    return array
-
-
-def _parts(samples: list[np.ndarray]) -> Iterator[slice]:
-    """Consecutive slices of at most BATCH samples and, unless one sample alone is larger, BATCH_BYTES."""
-    first, size = 0, 0
-    for index, sample in enumerate(samples):
-        if index > first and (index - first == BATCH or size + sample.nbytes > BATCH_BYTES):
-            yield slice(first, index)
-            first, size = index, 0
-        size += sample.nbytes
-    if first < len(samples):
-        yield slice(first, len(samples))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn
 from nvidia.dali.plugin.pytorch import feed_ndarray, to_torch_type
-from nvidia.dali.types import DALIDataType, DALIInterpType
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 from jmt_fast.config import FrameConfig, SpectrogramConfig
 from jmt_fast.media.colour import resized_size
+from jmt_fast.media.dali import reason
 
 
 def build(define: Callable[[], Any], device: torch.device, threads: int, batch: int, depth: int = 1) -> Pipeline:
@@ -38,6 +40,25 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+@lru_cache
+def refusal(device: torch.device) -> str | None:
+    """Why DALI cannot compute on a device that PyTorch can use, as with a driver too old for it; None if it can.
+
+    A small pipeline is tried, once a process.
+    """
+    if device.type != "cuda":
+        return None
+    config = FrameConfig()
+    try:
+        with on(device):
+            pipeline = build(lambda: normalise(fed("frame", DALIDataType.UINT8, 3, "HWC").gpu(), config), device, 1, 1)
+            pipeline.feed_input("frame", [np.zeros((8, 8, 3), np.uint8)])
+            pipeline.run()[0].as_cpu()
+    except RuntimeError as error:
+        return reason(error)
+    return None
+
+
 def taken(output: Any, device: torch.device) -> torch.Tensor:
     """An output of a pipeline as a tensor: on a CPU without a copy, it keeps the output's memory alive.
 
@@ -54,6 +75,20 @@ def taken(output: Any, device: torch.device) -> torch.Tensor:
 def fed(name: str, dtype: DALIDataType, ndim: int, layout: str | None = None, copy: bool = True) -> Any:
     """A batch that the caller feeds from host memory by `name`."""
     return fn.external_source(name=name, dtype=dtype, ndim=ndim, layout=layout, no_copy=not copy)
+
+
+def jpeg(data: Any, device: torch.device) -> Any:
+    """The bytes of JPEGs in host memory, uint8 (n,) -> (H, W, 3) uint8 RGB, by nvJPEG where the device is a GPU.
+
+    Full range BT.601, as JPEG has it. Chroma is interpolated on both devices, nvJPEG's default is to repeat it.
+    """
+    return fn.decoders.image(
+        data,
+        device="mixed" if device.type == "cuda" else "cpu",
+        output_type=DALIImageType.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+    )
 
 
 def crop_region(size: tuple[int, int], shorter: int, crop: int, x: float, y: float) -> tuple[list[float], list[float]]:
