@@ -46,8 +46,8 @@ def launch_settings(kernel: str, itemsize: int, width: int, tokens: int, length:
 
     `width` is the head's, padded; `programs` is how many programs each tile means. A tile must hold a whole sequence
     of `length`, and grows as long as there are tokens to fill it and programs enough for all multiprocessors. All fit
-    the 99 KiB of the smallest GPUs. With 16-bit operands none spills on sm_90; elsewhere some do, by up to 184 bytes a
-    thread, most of them at 128 rows (`jmt_fast.kernels.aot`).
+    the 99 KiB of the smallest GPUs. With 16-bit operands no loop spills anywhere, and nothing at all on sm_90
+    (`jmt_fast.kernels.aot`).
     """
     single = itemsize == 4
     largest = {"project_attend": fused_rows(width, itemsize), "project": 64 if single else 128}.get(kernel, 64)
@@ -55,7 +55,8 @@ def launch_settings(kernel: str, itemsize: int, width: int, tokens: int, length:
     while rows < least or (rows < min(largest, tokens) and programs * triton.cdiv(tokens, rows) > PROGRAMS):
         rows *= 2
     if kernel == "project_attend":
-        return None if rows > largest else Launch(rows, 32, 4 if rows * width <= 4096 else 8, 2)
+        few = rows == 16 and width <= 64 and not single  # nothing but latency: half as many steps
+        return None if rows > largest else Launch(rows, 64 if few else 32, 4 if rows * width <= 4096 else 8, 2)
     if kernel == "project":
         wide = rows == 128
         return Launch(rows, 32 if single else 64, 8 if wide else 4, 2 if single else 3, 128 if wide else 64)
