@@ -16,8 +16,10 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # Triton's interpreter cannot run inline assembly
 LOG2E = tl.constexpr(1.4426950408889634)
 # Above it sums fill the registers: there one loop masks every tile (two loops would hold the addresses of both), and
-# the backward passes compute addresses anew in each step.
+# the backward passes compute addresses anew in each step. So does the forward pass under Triton 3.9, which otherwise
+# keeps more of them than there are registers.
 PEELED = tl.constexpr(128)
+FRUGAL = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9))
 
 
 @triton.jit
@@ -132,7 +134,7 @@ def sigmoid_attention_forward(
         for first_k in range(0, whole, KEYS):
             k_tile, v_tile = _tile(k, first_k, kl, kd, KEYS, WIDTH), _tile(v, first_k, vl, vd, KEYS, WIDTH)
             sums = _forward_step(sums, q_rows, k_tile, v_tile, exists, a, b, DIM, WIDTH, False, TANH)
-    for first_k in range(whole, len_k, KEYS):
+    for first_k in tl.range(whole, len_k, KEYS, disable_licm=WIDTH > PEELED and FRUGAL):
         live = _live_keys(valid, first_k, len_k, valid_l, KEYS, HAS_VALID)
         k_tile, v_tile = _tile(k, first_k, kl, kd, KEYS, WIDTH), _tile(v, first_k, vl, vd, KEYS, WIDTH)
         sums = _forward_step(sums, q_rows, k_tile, v_tile, live, a, b, DIM, WIDTH, True, TANH)
