@@ -85,6 +85,11 @@ def _can_compile(device: str) -> tuple[bool, str]:
     return False, "no C++ compiler found: install g++ for a faster CPU path"
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor in the processor's memory, on a device. A GPU takes it when it comes to it: nobody waits until then."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def share_heap() -> None:
     """Let the threads of this process that start from now on take their memory from one heap. With glibc; elsewhere
     nothing happens.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jmt_fast.runtime import sent
+
 # Where the five points lie on the 112 x 112 crops of ArcFace, InsightFace and Aff-Wild2's `cropped_aligned`. They are
 # given for pixels whose middles are whole numbers; here a picture reaches from 0 to its width, hence the half pixel.
 TEMPLATE_SIDE = 112
@@ -67,16 +69,16 @@ def warp(picture: np.ndarray, matrix: np.ndarray, size: int, device: torch.devic
     if not (low < high).all():
         return torch.zeros(3, size, size, device=device)
     (left, top), (right, bottom) = low.astype(int), high.astype(int)
-    part = torch.from_numpy(np.ascontiguousarray(picture[top:bottom, left:right])).to(device).movedim(2, 0).float()
+    seen = torch.from_numpy(np.ascontiguousarray(picture[top:bottom, left:right]))
+    part = sent(seen, torch.device(device)).movedim(2, 0).float()
     if factor > 1:
         part = F.avg_pool2d(part[None], factor, ceil_mode=True, count_include_pad=False)[0]
     # grid_sample counts from -1 to 1 across the part
     sides = np.array([part.shape[2], part.shape[1]]) * factor / 2
     theta = np.concatenate([back[:, :2] * (size / 2), back[:, :2].sum(1, keepdims=True) * (size / 2) + back[:, 2:]], 1)
     theta = (theta - np.array([[0, 0, left], [0, 0, top]])) / sides[:, None] - np.array([[0, 0, 1], [0, 0, 1]])
-    grid = F.affine_grid(
-        torch.tensor(theta, dtype=torch.float32, device=device)[None], [1, 3, size, size], align_corners=False
-    )
+    turned = sent(torch.tensor(theta, dtype=torch.float32)[None], torch.device(device))
+    grid = F.affine_grid(turned, [1, 3, size, size], align_corners=False)
     return F.grid_sample(part[None], grid, "bilinear", "zeros", align_corners=False)[0]
 
 

@@ -15,6 +15,7 @@ from torchvision.ops import nms
 from jmt_fast.faces.detector import Faces
 from jmt_fast.faces.onnx import read, take_over
 from jmt_fast.faces.weights import Weights
+from jmt_fast.runtime import sent
 
 MULTIPLE = 32  # the coarsest map's stride: sides must be multiples of it
 LONGER = 640  # a picture's longer side, at most, which bounds its time; a face should then be some 12 pixels wide
@@ -70,7 +71,7 @@ class NetworkDetector(ABC):
         if (tall, wide) != (height, width):
             # Bytes, on the CPU: a sixteenth of the time of float32 there, and CUDA has no such kernel for bytes.
             batch = F.interpolate(batch, (tall, wide), mode="bilinear", antialias=True)
-        batch = F.pad(batch.to(self.device), (0, -wide % MULTIPLE, 0, -tall % MULTIPLE))
+        batch = F.pad(sent(batch.contiguous(), self.device), (0, -wide % MULTIPLE, 0, -tall % MULTIPLE))
         batch = batch.to(self.dtype).contiguous(memory_format=torch.channels_last)
         # One by one, the maps of a picture stay in a processor's cache: half the time of a batch of eight.
         parts = batch.split(1 if self.device.type == "cpu" else len(batch))

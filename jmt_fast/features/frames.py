@@ -18,6 +18,7 @@ from jmt_fast.errors import DataError, MediaError
 from jmt_fast.faces import Cropper
 from jmt_fast.media.route import Route
 from jmt_fast.models import Clips
+from jmt_fast.runtime import sent
 from jmt_fast.threads import ahead
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class FrameSource:
                 here = self._wanted[self._next :]
                 here = here[here < first + len(frames)]
                 if len(here):
-                    yield here.tolist(), [], frames[torch.from_numpy(here - first).to(frames.device)]
+                    yield here.tolist(), [], frames[sent(torch.from_numpy(here - first), frames.device)]
         except MediaError as error:  # the probe promised what the stream does not keep: PyAV says what is there
             log.debug("%s; PyAV from there on", error)
             yield from self._fed()

@@ -18,7 +18,8 @@ def gather(video: VideoFeatures, rows: np.ndarray) -> tuple[torch.Tensor, torch.
     """Rows (S, L) of clip indices, -1 for padding -> audio and visual (S, L, D) float32, present (S, L) bool,
     on the device of the features."""
     device = video.clips.device
-    index, present = (torch.from_numpy(part).to(device) for part in (video.rows[np.maximum(rows, 0)], rows >= 0))
+    chosen = video.rows[np.maximum(rows, 0)], rows >= 0
+    index, present = (torch.from_numpy(part).to(device, non_blocking=True) for part in chosen)
     audio, visual = (part[index].float().masked_fill(~present[..., None], 0) for part in (video.audio, video.visual))
     return audio, visual, present
 

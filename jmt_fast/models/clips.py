@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from jmt_fast.config import CLIP_FRAMES
 from jmt_fast.models.onednn import FusedConvolution, RowWinograd, module_of
+from jmt_fast.runtime import sent
 
 SHIFTS = (1, 2)  # from 3 on the clips' ends, computed apart, eat up what is shared
 # Positions kept of each layer: 160 MB at 224. At least twice a clip, so that moving one to the front never overlaps.
@@ -50,7 +51,7 @@ class Clips:
 
     def stacked(self) -> Tensor:
         """(N, 3, 8, crop, crop), what the backbone takes."""
-        return self.frames[self.rows.to(self.frames.device)].transpose(1, 2)
+        return self.frames[sent(self.rows, self.frames.device)].transpose(1, 2)
 
     @staticmethod
     def cat(parts: Sequence[Clips]) -> Clips:
