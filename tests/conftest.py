@@ -180,15 +180,17 @@ def steps(count: int, rate: float = 30, start: float = 0.0) -> tuple[float, ...]
     return tuple(start + n / rate for n in range(count))
 
 
-def damaged(path: Path, kind: str, numbers: Iterable[int]) -> Path:
-    """A copy in which these packets of the first stream of a kind hold zeros; the container around them is intact."""
+def damaged(path: Path, kind: str, numbers: Iterable[int], kept: float = 0.0) -> Path:
+    """A copy in which these packets of the first stream of a kind hold zeros behind the share of them that is `kept`;
+    the container around them is intact."""
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         stream = next(s for s in container.streams if s.type == kind)
         packets = [packet for packet in container.demux(stream) if packet.size]
         for number in numbers:
             at = data.index(bytes(packets[number]), max(packets[number].pos or 0, 0))
-            data[at : at + packets[number].size] = bytes(packets[number].size)
+            left = int(kept * packets[number].size)
+            data[at + left : at + packets[number].size] = bytes(packets[number].size - left)
     copy = path.with_name(f"damaged-{kind}-{path.name}")
     copy.write_bytes(data)
     return copy
