@@ -57,10 +57,11 @@ def test_made_ahead_keeps_the_order(workers: int) -> None:
 @pytest.mark.parametrize("kind", ["ahead", "made_ahead"])
 def test_a_dropped_generator_waits_for_nobody(kind: str) -> None:
     """The garbage collector may drop it in a place where waiting for a thread is waiting for ever."""
-    go, ended = threading.Event(), threading.Event()
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
 
     def make(number: int) -> int:
         if number:
+            begun.set()
             assert go.wait(10)
             ended.set()
         return number
@@ -72,7 +73,10 @@ def test_a_dropped_generator_waits_for_nobody(kind: str) -> None:
             self.items = ahead(map(make, range(5))) if kind == "ahead" else made_ahead(make, 5, 2)
             self.me = self
 
-    assert next(Holder().items) == 0
+    holder = Holder()
+    assert next(holder.items) == 0
+    assert begun.wait(10)  # what has not begun does not begin any more
+    del holder
     gc.collect()
     assert not ended.is_set()
     go.set()

@@ -169,10 +169,10 @@ def test_traces_and_gaps_are_as_documented() -> None:
     scripts = [write_script(1800, 30, np.random.default_rng()) for _ in range(100)]
     valence, arousal = (np.stack([getattr(each, name) for each in scripts]) for name in ("valence", "arousal"))
     assert abs(valence).max() < 1
-    assert valence.std() == pytest.approx(0.47, abs=0.03)
+    assert valence.std() == pytest.approx(0.482, abs=0.03)  # of tanh(0.62 g), by quadrature
     assert abs(np.corrcoef(valence.ravel(), arousal.ravel())[0, 1]) < 0.12
     lagged = np.corrcoef(valence[:, 66:].ravel(), valence[:, :-66].ravel())[0, 1]
-    assert lagged == pytest.approx(0.5, abs=0.08)
+    assert lagged == pytest.approx(0.48, abs=0.08)
     shares = [np.mean([getattr(each, name) for each in scripts]) for name in ("silent", "unlabelled")]
     faceless = np.mean([each.face_gap > 0 for each in scripts])
     assert [faceless, *shares] == pytest.approx([GAP_SHARE["face"], GAP_SHARE["voice"], GAP_SHARE["label"]], abs=0.025)
@@ -205,11 +205,12 @@ def test_light_never_overflows() -> None:
 def test_the_documented_ceilings_are_those_of_the_generator() -> None:
     rows = re.findall(r"^\| (?:the )?(face|voice|both)[ a-z]* \| ([\d.]+) \| ([\d.]+) \|", DOCS.read_text(), re.M)
     assert len(rows) == 3
-    seed = int(np.random.default_rng().integers(1000))
-    print("seed", seed)
-    found = ceilings(seed=seed)
+    seeds = np.random.default_rng().integers(1000, size=4).tolist()
+    print("seeds", seeds)
+    found = [ceilings(seed=seed) for seed in seeds]  # one seed's may be off by 0.03, of a hundred once
     for name, valence, arousal in rows:
-        assert found[name] == pytest.approx([float(valence), float(arousal)], abs=0.03)
+        mean = np.mean([each[name] for each in found], axis=0)
+        assert mean == pytest.approx([float(valence), float(arousal)], abs=0.03)
 
 
 def _pictures_and_sound(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -91,6 +91,7 @@ def fit(data: Path, videos: list[LabelledVideo], out: Path, killed: int = 0) -> 
     def progress(done: int, total: int, note: str) -> None:
         last = distributed.rank() == distributed.ranks() - 1
         if killed and note == f"epoch {killed}" and done % 1000 > 400 and last and not again:
+            (out / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     splits = [[each for each in load(data) if each.split == name] for name in ("train", "validation")]

@@ -85,6 +85,7 @@ def fit(out: Path, resume: bool, killed: int = 0, by: int = signal.SIGKILL) -> N
     def progress(done: int, total: int, note: str) -> None:
         last = ranks.rank() == ranks.ranks() - 1
         if killed and note == f"epoch {killed}" and done % 1000 > 400 and last and not again:
+            (out / "died").touch()
             os.kill(os.getpid(), by)
 
     runtime = Runtime.choose("cpu", "fp32", compile=False)
