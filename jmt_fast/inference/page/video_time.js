@@ -21,6 +21,8 @@ video.addEventListener("seeked", () => {
   if (video.seeking) return; // on its way elsewhere already
   if (wanted !== asked) ask(); else wanted = null; // not by its time: one that plays has moved on
 });
+// A seek to the end that arrives while the video plays ends it, though it is wanted elsewhere by now.
+video.addEventListener("ended", () => { if (wanted !== null && wanted < end) video.play().catch(() => {}); });
 // Chromium may leave an older picture on a paused video's screen after quick seeks, unless its frames are listened to.
 const listen = () => video.requestVideoFrameCallback?.(listen);
 listen();
