@@ -62,6 +62,8 @@ class Resources:
             faults.append(f"over {SHARED_LIMIT[self.arch]} KiB of shared memory")
         if self.looped and self.program.dtype != "fp32":
             faults.append("spills in a loop")
+        elif self.spills and self.program.dtype != "fp32" and self.arch == 90:
+            faults.append("spills")
         if self.arch == 90 and self.program.matrix and self.missed:
             faults.append("no wgmma for " + ", ".join(f"{rows}x{columns}" for rows, columns in self.missed))
         if self.program.matrix and not self.matrix:

@@ -15,10 +15,13 @@ from triton.backends.compiler import GPUTarget
 from jmt_fast.kernels import aot, sigmoid_attention
 from jmt_fast.kernels.program import Program
 from jmt_fast.kernels.sigmoid_attention import specialised
+from jmt_fast.kernels.sigmoid_attention.device import FRUGAL
 from jmt_fast.kernels.sigmoid_attention.kernel import KERNELS, SPLIT_DIM, program
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+# Triton 3.9 puts some values of sm_90's largest tiles on the stack, outside of loops (docs/kernels.md).
+ALLOWED = {"spills"} if FRUGAL.value else set()
 COUNT = 3  # programs of an op that are compiled here for one GPU; `python -m jmt_fast.kernels.aot` compiles all
 
 
@@ -31,7 +34,7 @@ def test_programs_run_well_on_their_gpu(op: str, arch: int) -> None:
     half = [p for p in chosen if p.dtype != "fp32"] or chosen
     for picked in (*half[:: max(1, len(half) // (COUNT - 1))][: COUNT - 1], chosen[-1]):
         found = aot.compile_one(picked, arch)
-        assert not found.faults, f"{picked.kernel} {picked.dtype} {picked.shape}: {found.faults}"
+        assert set(found.faults) <= ALLOWED, f"{picked.kernel} {picked.dtype} {picked.shape}: {found.faults}"
         assert 0 < found.registers <= 255
         assert found.matrix or not picked.matrix
 
@@ -44,7 +47,7 @@ def test_programs_run_well_on_their_gpu(op: str, arch: int) -> None:
 def test_large_tiles_use_the_archs_own_matrix_instruction(arch: int, dim: int, kernel: str) -> None:
     part = 2 if kernel == "backward_keys" and dim > SPLIT_DIM else 0
     found = aot.compile_one(program(kernel, arch, "bf16", 4096, dim, full=False, part=part), arch)
-    assert not found.faults
+    assert set(found.faults) <= ALLOWED
     assert INSTRUCTION[arch] in found.matrix
 
 
@@ -103,6 +106,8 @@ def test_faults_are_found() -> None:
     assert set(older.missed) == {(64, 32), (64, 64)}
     assert replace(older, arch=90).faults == ["no wgmma for 64x32, 64x64, 64x32, 64x64"]
     assert replace(older, shared=99 * 1024 + 1, arch=120).faults == ["over 99 KiB of shared memory"]
+    spilling = replace(older, arch=90, missed=(), spills=8)
+    assert spilling.faults == ["spills"] and not replace(spilling, arch=80).faults
     assert replace(older, matrix=()).faults == ["no matrix instruction"]
 
 
