@@ -42,7 +42,7 @@ BATCHES = {
 }
 OURS, PEER, LOW_PEER = "jmt-fast", "torchvision eager fp32", "torchvision eager bf16, channels-last"
 AGAINST = LOW_PEER if torch.cuda.is_available() else PEER
-TRAINING = {"cpu": (2, 32), "cuda": (8, 224)}  # batch and crop
+TRAINING = {"cpu": (2, 112), "cuda": (8, 224)}  # batch and crop
 EAGER = {"fp32": "eager fp32", "bf16": "eager autocast bf16", "fp16": "eager autocast fp16"}
 SAMPLES = {"visual": (3, 8, 224, 224), "audio": (1, 64, 107)}
 Peers = dict[str, tuple[Callable[[], object], int]]  # name: call, and its clips

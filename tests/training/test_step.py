@@ -188,3 +188,13 @@ def test_state_restores_momentum_and_schedule() -> None:
         step(x)
         other(x)
     assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sgd_pairs_weights_and_gradients_whatever_their_layouts(layout: torch.memory_format) -> None:
+    # PyTorch's fused form, asked for a channels-last weight with a gradient in plain order, takes them for aligned.
+    weight, grad = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
+    parameter = nn.Parameter(weight.clone(memory_format=layout))
+    parameter.grad = grad
+    sgd([parameter], lr=0.5).step()
+    torch.testing.assert_close(parameter.detach(), weight - 0.5 * grad)
